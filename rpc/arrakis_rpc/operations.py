@@ -1,0 +1,183 @@
+"""Every operation: its name, parameters and result, streams, and the states it is legal in.
+
+Two tables: what a client asks the daemon (`DAEMON`), and what the daemon asks the guest
+agent (`GUEST`). Servers dispatch by them, clients structure results by them, and the
+documentation is made of them. ``states`` is empty where no VM is concerned. Besides the
+errors named in ``raises``, every operation can raise `InvalidParamsError`,
+`CancelledError` and `InternalError`, and each one on a VM `NotFoundError`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+
+from . import daemon_api as d
+from . import errors as e
+from . import guest_api as g
+
+_RUNNING = ("RUNNING",)
+_ALIVE = ("RUNNING", "PAUSED")
+_ANY = ("CREATED", "RUNNING", "PAUSED", "STOPPED")
+_GUEST_ERRORS = (e.InvalidStateError, e.GuestError)
+_FILE_ERRORS = (*_GUEST_ERRORS, e.FileOperationError)
+
+
+@frozen
+class Operation:
+    """One thing that can be called.
+
+    ``sends`` are the channels on which the callee streams to the caller, ``takes`` those in
+    the other direction, ``notes`` the notifications a caller may send while it runs.
+    """
+
+    method: str
+    params: Any
+    result: Any
+    summary: str
+    states: tuple[str, ...] = ()
+    raises: tuple[type[e.ArrakisError], ...] = ()
+    sends: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _table(*operations: Operation) -> dict[str, Operation]:
+    return {operation.method: operation for operation in operations}
+
+
+GUEST = _table(
+    Operation("agent.hello", g.Hello, g.HelloResult, "open a session"),
+    Operation("agent.health", g.Nothing, g.Health, "how the guest is"),
+    Operation("identity.apply", g.Identity, g.Nothing, "become a machine of one's own"),
+    Operation(
+        "exec.run",
+        g.ExecSpec,
+        g.ExecResult,
+        "run a command",
+        states=_RUNNING,
+        raises=(*_GUEST_ERRORS, e.NotFoundError),
+        sends=("stdout", "stderr"),
+        takes=("stdin",),
+        notes=("exec.signal", "exec.resize"),
+    ),
+    Operation(
+        "file.read",
+        g.FileRead,
+        g.FileStat,
+        "read a file",
+        states=_RUNNING,
+        raises=_FILE_ERRORS,
+        sends=("data",),
+    ),
+    Operation(
+        "file.write",
+        g.FileWrite,
+        g.FileStat,
+        "write a file, whole or not at all",
+        states=_RUNNING,
+        raises=_FILE_ERRORS,
+        takes=("data",),
+    ),
+    Operation(
+        "file.list", g.FileList, g.FileListResult, "list a directory", _RUNNING, _FILE_ERRORS
+    ),
+    Operation("file.stat", g.FilePath, g.FileStat, "describe a file", _RUNNING, _FILE_ERRORS),
+    Operation("file.mkdir", g.FileMkdir, g.FileStat, "make a directory", _RUNNING, _FILE_ERRORS),
+    Operation("file.remove", g.FileRemove, g.Nothing, "remove files", _RUNNING, _FILE_ERRORS),
+)
+
+_START_ERRORS = (
+    e.AlreadyExistsError,
+    e.NotFoundError,
+    e.ExhaustedError,
+    e.IntegrityError,
+    e.GuestError,
+    e.VmmError,
+)
+
+DAEMON = _table(
+    Operation("system.hello", d.SystemHello, d.SystemHelloResult, "open a connection"),
+    Operation("system.health", g.Nothing, d.SystemHealth, "whether the daemon is well"),
+    Operation("system.info", g.Nothing, d.SystemInfo, "what this daemon is and uses"),
+    Operation("system.doctor", g.Nothing, d.SystemDoctor, "what this host can do"),
+    Operation(
+        "vm.start",
+        d.VmStart,
+        d.VmInfo,
+        "start a VM from a template or a snapshot",
+        raises=_START_ERRORS,
+    ),
+    Operation("vm.list", g.Nothing, d.VmList, "all VMs"),
+    Operation("vm.info", d.VmName, d.VmInfo, "one VM", _ANY),
+    Operation("vm.stop", d.VmName, d.VmInfo, "shut a VM down", _ALIVE),
+    Operation("vm.pause", d.VmName, d.VmInfo, "halt a VM's vCPUs", _RUNNING, (e.VmmError,)),
+    Operation("vm.resume", d.VmName, d.VmInfo, "let a paused VM go on", ("PAUSED",)),
+    Operation("vm.destroy", d.VmName, g.Nothing, "end a VM and forget it", _ANY),
+    Operation("vm.destroy_all", g.Nothing, g.Nothing, "end and forget all VMs"),
+    Operation(
+        "vm.fork",
+        d.VmFork,
+        d.VmList,
+        "siblings of a running VM, all or none",
+        _ALIVE,
+        _START_ERRORS,
+    ),
+    Operation(
+        "snapshot.create",
+        d.SnapshotCreate,
+        d.SnapshotInfo,
+        "keep a VM as it is now",
+        _ALIVE,
+        (e.AlreadyExistsError, e.ExhaustedError, e.VmmError),
+    ),
+    Operation("snapshot.list", g.Nothing, d.SnapshotList, "all snapshots"),
+    Operation("snapshot.info", d.SnapshotId, d.SnapshotInfo, "one snapshot"),
+    Operation(
+        "snapshot.delete",
+        d.SnapshotDelete,
+        g.Nothing,
+        "delete a snapshot that nothing depends on",
+        raises=(e.InvalidStateError,),
+    ),
+    *(
+        Operation(
+            operation.method,
+            d.InGuest[operation.params],  # type: ignore[name-defined]
+            operation.result,
+            operation.summary + " in a VM",
+            operation.states,
+            operation.raises,
+            operation.sends,
+            operation.takes,
+            operation.notes,
+        )
+        for operation in GUEST.values()
+        if operation.method.startswith(("exec.", "file."))
+    ),
+    Operation("image.list", g.Nothing, d.ImageList, "all images"),
+    Operation(
+        "image.build",
+        d.ImageBuild,
+        d.ImageInfo,
+        "build an image from a Dockerfile",
+        raises=(e.ImageBuildError, e.ExhaustedError, e.UnsupportedError),
+        takes=("context",),
+    ),
+    Operation("image.delete", d.ImageName, g.Nothing, "delete an image"),
+    Operation("template.list", g.Nothing, d.TemplateList, "all templates"),
+    Operation(
+        "template.build",
+        d.TemplateBuild,
+        d.TemplateInfo,
+        "boot a shape once, for all later starts",
+        raises=_START_ERRORS,
+    ),
+    Operation(
+        "events.subscribe",
+        g.Nothing,
+        g.Nothing,
+        "a notification 'event' for all that happens, until cancelled",
+    ),
+)
