@@ -1,0 +1,1 @@
+"""Base and user images: how they are described, built and kept."""
