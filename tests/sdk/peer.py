@@ -1,0 +1,201 @@
+"""A scripted daemon: what a real one cannot be made to do on cue.
+
+It serves a Unix socket from a thread. A script is a function that is run once for each
+connection and speaks to it through a `Peer`.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from arrakis_rpc.connection import (
+    MAX_CHUNK,
+    CallCancelled,
+    CallNotified,
+    CallReceived,
+    Connection,
+    CreditReceived,
+    DataReceived,
+    Event,
+    Role,
+    StreamEnded,
+)
+from arrakis_rpc.errors import ArrakisError, UnknownMethodError
+
+
+class Gone(Exception):
+    """The client closed the connection."""
+
+
+class Peer:
+    """The daemon's end of one connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.connection = Connection(Role.CALLEE)
+        self._events: list[Event] = []
+
+    def send(self, data: bytes) -> None:
+        try:
+            self.sock.sendall(data)
+        except OSError as error:
+            raise Gone from error
+
+    def event(self) -> Event:
+        """Wait for the next event."""
+        while not self._events:
+            try:
+                data = self.sock.recv(65536)
+            except OSError as error:
+                raise Gone from error
+            if not data:
+                raise Gone
+            self._events += self.connection.receive(data)
+        return self._events.pop(0)
+
+    def call(self, *, greet: bool = True) -> CallReceived:
+        """Wait for a call, having answered the greeting before it."""
+        while True:
+            event = self.event()
+            if isinstance(event, CreditReceived):
+                continue  # for data of the call before, whose answer it crossed
+            assert isinstance(event, CallReceived), event
+            if greet and event.method == "system.hello":
+                self.answer(event, {"version": 1, "daemon": "peer"})
+            else:
+                return event
+
+    def answer(self, call: CallReceived, result: Any) -> None:
+        if isinstance(result, ArrakisError):
+            self.send(self.connection.send_error(call.call_id, result))
+        else:
+            self.send(self.connection.send_result(call.call_id, result))
+
+    def note(self, call: CallReceived, method: str, **params: Any) -> None:
+        self.send(self.connection.notify(call.call_id, method, params))
+
+    def data(self, call: CallReceived, channel: str, data: bytes) -> None:
+        """Send data of any length, waiting for credit. Other events are kept for later."""
+        while data:
+            size = min(self.connection.send_window(call.call_id, channel), MAX_CHUNK, len(data))
+            if size:
+                self.send(self.connection.send_data(call.call_id, channel, data[:size]))
+                data = data[size:]
+                continue
+            kept, self._events = self._events, []
+            event = self.event()
+            self._events = [*kept, event, *self._events]
+
+    def read_all(self, call: CallReceived) -> bytes:
+        """Take what comes on a channel of the call, until it ends."""
+        taken = bytearray()
+        while True:
+            match self.event():
+                case DataReceived(_, channel, data):
+                    taken += data
+                    self.send(self.connection.consumed(call.call_id, channel, len(data)))
+                case StreamEnded():
+                    return bytes(taken)
+
+
+Script = Callable[[Peer], None]
+
+
+class Server:
+    """A socket whose connections each run the script."""
+
+    def __init__(self, path: Path, script: Script) -> None:
+        self.path = path
+        self.connections = 0
+        self.failures: list[BaseException] = []
+        self._script = script
+        self._threads: list[threading.Thread] = []
+        self._peers: list[socket.socket] = []
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen(64)
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._peers.append(sock)
+            thread = threading.Thread(target=self._run, args=(sock,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _run(self, sock: socket.socket) -> None:
+        try:
+            with sock:
+                self._script(Peer(sock))
+        except Gone:
+            pass
+        except BaseException as error:
+            self.failures.append(error)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._accepting.join()
+        for sock in self._peers:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive(), "the script hangs"
+        assert not self.failures, self.failures
+
+
+@contextmanager
+def serve(path: Path, script: Script) -> Iterator[Server]:
+    server = Server(path, script)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def answering(**results: Any) -> Script:
+    """Make a script that answers calls by method, dots as underscores.
+
+    A result may be an error, or a function of the peer and the call.
+    """
+
+    def script(peer: Peer) -> None:
+        while True:
+            call = peer.call()
+            result = results.get(call.method.replace(".", "_"), UnknownMethodError(call.method))
+            if callable(result):
+                result = result(peer, call)
+            if result is not None:
+                peer.answer(call, result)
+
+    return script
+
+
+HEALTH = {"status": "healthy", "timestamp": 1.0, "uptime": 2.0, "vms": {"RUNNING": 1}}
+EXITED = {"pid": 7, "exit_code": 0, "signal": None, "timed_out": False, "duration": 0.5}
+
+__all__ = [
+    "EXITED",
+    "HEALTH",
+    "CallCancelled",
+    "CallNotified",
+    "Gone",
+    "Peer",
+    "Server",
+    "answering",
+    "serve",
+]
