@@ -1,8 +1,10 @@
 """Length-prefixed msgpack frames: four bytes of length, big-endian, then the body.
 
 The caps are what stands between a hostile peer and the host's memory: a frame's length
-is refused before its body is read, containers are capped while they are unpacked, and
-nesting is capped after it (the unpacker itself stops at a fixed stack of its own).
+is refused before its body is read, and a body is measured before any of it is unpacked.
+The unpacker's own caps do not suffice. They hold for each container by itself, and it
+makes room for what a container announces: a few kilobytes of nested headers would cost
+it hundreds of megabytes.
 
 Text that is not UTF-8 (a file name in a guest may be any bytes) travels unharmed as
 surrogate escapes, as in :func:`os.fsdecode`.
@@ -18,16 +20,34 @@ import msgpack
 from .errors import ProtocolError
 
 MAX_FRAME = 1024 * 1024
-MAX_ITEMS = 65_536
+MAX_ITEMS = 131_072
 MAX_NESTING = 16
 _HEADER = 4
+
+# By a value's first byte: how many bytes follow it; or in how many bytes their number
+# follows; or in how many bytes the number of a container's entries follows, and the number
+# of values in an entry.
+_FIXED = {
+    **dict.fromkeys((*range(0x80), 0xC0, 0xC2, 0xC3, *range(0xE0, 0x100)), 0),
+    **{0xA0 + length: length for length in range(32)},
+    **dict.fromkeys((0xCC, 0xD0), 1),
+    **dict.fromkeys((0xCD, 0xD1), 2),
+    **dict.fromkeys((0xCE, 0xD2, 0xCA), 4),
+    **dict.fromkeys((0xCF, 0xD3, 0xCB), 8),
+}
+_SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+_CONTAINERS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)} | {
+    **dict.fromkeys(range(0x80, 0x90), (0, 2)),
+    **dict.fromkeys(range(0x90, 0xA0), (0, 1)),
+}
+_TEXT = frozenset((*range(0xA0, 0xC0), 0xD9, 0xDA, 0xDB))
 
 
 def encode_frame(message: object, max_frame: int = MAX_FRAME) -> bytes:
     """Pack one message into a frame.
 
     Raises `ProtocolError` for what the peer would refuse: a body above ``max_frame``
-    bytes, or a value that msgpack cannot carry.
+    bytes, a value that msgpack cannot carry, or one outside the caps.
     """
     try:
         body: bytes = msgpack.packb(message, use_bin_type=True, unicode_errors="surrogateescape")
@@ -35,19 +55,21 @@ def encode_frame(message: object, max_frame: int = MAX_FRAME) -> bytes:
         raise ProtocolError(f"message cannot be encoded: {error}") from error
     if len(body) > max_frame:
         raise ProtocolError(f"message of {len(body)} bytes is above the limit of {max_frame}")
+    _measure(body)
     return len(body).to_bytes(_HEADER, "big") + body
 
 
 def decode_body(body: bytes | memoryview) -> Any:
     """Unpack one frame's body, within the caps.
 
-    Raises `ProtocolError` for anything but exactly one well-formed msgpack value.
+    Raises `ProtocolError` for anything but exactly one well-formed msgpack value without
+    extension types, whose maps have text keys.
     """
+    _measure(body)
     try:
-        message = msgpack.unpackb(
+        return msgpack.unpackb(
             body,
             raw=False,
-            strict_map_key=False,
             unicode_errors="surrogateescape",
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ITEMS,
@@ -55,23 +77,48 @@ def decode_body(body: bytes | memoryview) -> Any:
         )
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise ProtocolError(f"frame is not msgpack: {type(error).__name__}: {error}") from error
-    _check_nesting(message)
-    return message
 
 
-def _check_nesting(message: object) -> None:
-    level: list[object] = [message]
-    for _ in range(MAX_NESTING):
-        below: list[object] = []
-        for value in level:
-            if type(value) is dict:
-                below.extend(value.values())
-            elif type(value) is list:
-                below.extend(value)
-        if not below:
-            return
-        level = below
-    raise ProtocolError(f"frame is nested deeper than {MAX_NESTING} levels")
+def _measure(body: bytes | memoryview) -> None:
+    """Walk over a body without unpacking it; raise `ProtocolError` if it breaks a rule.
+
+    Keys are text and nothing else: that is all JSON-RPC knows, and Python's hash of text is
+    keyed, so that a peer cannot choose keys which collide.
+    """
+    size, position, items = len(body), 0, 0
+    expected, in_map = 1, False
+    outer: list[tuple[int, bool]] = []
+    while expected or outer:
+        if not expected:
+            expected, in_map = outer.pop()
+            continue
+        if position >= size:
+            raise ProtocolError("frame is not msgpack: it ends too early")
+        head = body[position]
+        position += 1
+        if in_map and not expected & 1 and head not in _TEXT:
+            raise ProtocolError("frame has a map key that is not text")
+        expected -= 1
+        if head in _FIXED:
+            position += _FIXED[head]
+        elif head in _SIZED:
+            width = _SIZED[head]
+            position += width + int.from_bytes(body[position : position + width], "big")
+        elif head in _CONTAINERS:
+            width, values = _CONTAINERS[head]
+            entries = int.from_bytes(body[position : position + width], "big")
+            position += width
+            outer.append((expected, in_map))
+            expected, in_map = (entries if width else head & 0x0F) * values, values == 2
+            items += expected
+            if items > MAX_ITEMS:
+                raise ProtocolError(f"frame has more than {MAX_ITEMS} values")
+            if expected and len(outer) >= MAX_NESTING:
+                raise ProtocolError(f"frame is nested deeper than {MAX_NESTING} levels")
+        else:
+            raise ProtocolError(f"frame has a value of type {head:#x}, which is not allowed")
+    if position != size:
+        raise ProtocolError("frame is not msgpack: it does not end with its value")
 
 
 class FrameDecoder:
@@ -80,6 +127,7 @@ class FrameDecoder:
     def __init__(self, max_frame: int = MAX_FRAME) -> None:
         self._max_frame = max_frame
         self._buffer = bytearray()
+        self._broken = False
 
     @property
     def in_frame(self) -> bool:
@@ -90,8 +138,10 @@ class FrameDecoder:
         """Take received bytes; yield each message that is now complete.
 
         Raises `ProtocolError` for an oversized or malformed frame. The stream is then
-        beyond repair: its boundaries are lost.
+        beyond repair, its boundaries are lost: whatever else is fed is refused and not kept.
         """
+        if self._broken:
+            raise ProtocolError("this stream was given up after a malformed frame")
         self._buffer += data
         start = 0
         try:
@@ -106,6 +156,11 @@ class FrameDecoder:
                     break
                 body = bytes(self._buffer[start + _HEADER : end])
                 start = end
-                yield decode_body(body)
+                message = decode_body(body)
+                yield message
+        except ProtocolError:
+            self._broken = True
+            start = len(self._buffer)
+            raise
         finally:
             del self._buffer[:start]
