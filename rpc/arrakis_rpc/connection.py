@@ -23,13 +23,14 @@ from typing import Any, TypeAlias
 from attrs import Factory, define, frozen
 
 from .envelope import Failure, Notification, Request, Result, parse_envelope
-from .errors import ArrakisError, ProtocolError
+from .errors import ArrakisError, ExhaustedError, ProtocolError
 from .framing import MAX_FRAME, FrameDecoder, encode_frame
 
 WINDOW = 1024 * 1024
 MAX_CHUNK = 128 * 1024
 MAX_CALLS = 256
 MAX_CHANNELS = 8
+MAX_CHANNEL_NAME = 64
 
 _CANCEL = "call.cancel"
 _DATA = "stream.data"
@@ -139,11 +140,23 @@ class Connection:
         self._decoder = FrameDecoder(max_frame)
         self._calls: dict[int, _Call] = {}
         self._last_id = 0
+        self.frames_received = 0
+
+    @property
+    def in_frame(self) -> bool:
+        """Whether part of a frame has arrived and its rest has not."""
+        return self._decoder.in_frame
 
     # Caller
 
     def start_call(self, method: str, params: dict[str, Any]) -> tuple[int, bytes]:
-        """Begin a call; give its id and the bytes to send."""
+        """Begin a call; give its id and the bytes to send.
+
+        Raises `ExhaustedError` when as many calls run as the other end allows: one more
+        would end the connection, and with it all the others.
+        """
+        if len(self._calls) >= MAX_CALLS:
+            raise ExhaustedError(f"{MAX_CALLS} calls are running on this connection already")
         frame = encode_frame(Request(self._last_id + 1, method, params).to_wire(), self._max_frame)
         self._last_id += 1
         self._calls[self._last_id] = _Call()
@@ -163,8 +176,9 @@ class Connection:
 
     def send_error(self, call_id: int, error: ArrakisError) -> bytes:
         """Answer a call with an error. Its streams end with it."""
+        frame = encode_frame(Failure(call_id, error).to_wire(), self._max_frame)
         self._calls.pop(call_id, None)
-        return encode_frame(Failure(call_id, error).to_wire(), self._max_frame)
+        return frame
 
     # Both
 
@@ -182,8 +196,11 @@ class Connection:
         window = self.send_window(call_id, channel)
         if len(data) > min(window, MAX_CHUNK):
             raise ValueError(f"{len(data)} bytes exceed the window of {window} or the chunk size")
+        if not data:
+            return b""
+        frame = self.notify(call_id, _DATA, {"channel": channel, "data": data})
         self._calls[call_id].send_window[channel] = window - len(data)
-        return self.notify(call_id, _DATA, {"channel": channel, "data": data})
+        return frame
 
     def end_stream(self, call_id: int, channel: str) -> bytes:
         """Say that no more will be sent on a channel."""
@@ -207,6 +224,8 @@ class Connection:
 
     def notify(self, call_id: int, method: str, params: dict[str, Any]) -> bytes:
         """Send a notification that belongs to a running call."""
+        if "id" in params:
+            raise ValueError("'id' is not free for parameters of a notification: it names the call")
         message = Notification(method, {"id": call_id, **params})
         return encode_frame(message.to_wire(), self._max_frame)
 
@@ -217,6 +236,7 @@ class Connection:
         be closed.
         """
         for message in self._decoder.feed(data):
+            self.frames_received += 1
             match parse_envelope(message):
                 case Request(call_id, method, params):
                     yield self._receive_request(call_id, method, params)
@@ -254,12 +274,16 @@ class Connection:
         if call is None:
             return None  # it crossed the answer on the wire
         if method == _CANCEL:
+            if self.role is not Role.CALLEE:
+                raise ProtocolError("only the caller cancels")
             return CallCancelled(call_id)
         if method not in (_DATA, _END, _CREDIT):
             return CallNotified(call_id, method, params)
         channel = params.get("channel")
         if type(channel) is not str:
             raise ProtocolError(f"{method} names no channel")
+        if len(channel) > MAX_CHANNEL_NAME:
+            raise ProtocolError(f"channel name of {len(channel)} characters")
         if method == _CREDIT:
             return self._receive_credit(call, call_id, channel, params.get("size"))
         return self._receive_stream(call, call_id, channel, params.get("data"), method == _END)
@@ -273,9 +297,9 @@ class Connection:
 
     def _receive_stream(
         self, call: _Call, call_id: int, channel: str, data: object, end: bool
-    ) -> Event:
+    ) -> Event | None:
         if channel in call.ended:
-            raise ProtocolError(f"channel {channel[:40]!r} was ended before")
+            raise ProtocolError(f"channel {channel!r} was ended before")
         if channel not in call.receive_window and len(call.receive_window) >= MAX_CHANNELS:
             raise ProtocolError(f"more than {MAX_CHANNELS} channels in one call")
         window = call.receive_window.setdefault(channel, WINDOW)
@@ -286,5 +310,7 @@ class Connection:
             raise ProtocolError("stream data is not binary")
         if len(data) > window:
             raise ProtocolError(f"{len(data)} bytes overdraw the window of {window}")
+        if not data:
+            return None  # costs no credit, so nothing would bound the events of it
         call.receive_window[channel] = window - len(data)
         return DataReceived(call_id, channel, data)

@@ -1,0 +1,154 @@
+"""The daemon's end of the conversation with a guest agent.
+
+A session begins with the preamble of `arrakis_rpc.resync`; everything that the guest says
+is hostile until proven otherwise. A session that breaks is opened anew while the VM lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+import trio
+
+from arrakis_rpc import PROTOCOL_VERSION
+from arrakis_rpc.converter import structure, unstructure
+from arrakis_rpc.errors import (
+    ArrakisError,
+    ConnectionLostError,
+    GuestError,
+    InvalidParamsError,
+    ProtocolError,
+)
+from arrakis_rpc.guest_api import Hello
+from arrakis_rpc.operations import GUEST
+from arrakis_rpc.resync import MarkerScanner, make_preamble, new_token
+
+from .host.vmm.channel import Channel
+from .peer import CallerPeer, CallStreams, domain_error_in, receive_answer
+
+_HANDSHAKE_DEADLINE = 10.0
+_REOPEN_DELAY = 0.2
+
+log = structlog.get_logger()
+
+
+class GuestAgent:
+    """Calls into one guest. `run` keeps a session open as long as the VM lives."""
+
+    def __init__(self, vm: str, open_channel: Callable[[], Channel], resync_token: bytes) -> None:
+        self._vm = vm
+        self._open_channel = open_channel
+        self._tokens = [resync_token]
+        self._channel: Channel | None = None
+        self._peer: CallerPeer | None = None
+        self._ready = trio.Event()
+
+    @property
+    def resync_token(self) -> bytes:
+        """The token that opens the next session; a snapshot keeps it."""
+        return self._tokens[0]
+
+    async def run(self, first_deadline: float = _HANDSHAKE_DEADLINE) -> None:
+        """Keep a session with the agent; open the next when one breaks. Until cancelled.
+
+        ``first_deadline`` is for the first handshake, in seconds: a guest that boots takes
+        its time.
+        """
+        deadline = first_deadline
+        while True:
+            try:
+                await self._run_session(deadline)
+            except* (ArrakisError, trio.BrokenResourceError, trio.TooSlowError) as group:
+                reason = domain_error_in(group) or group.exceptions[0]
+                log.warning("agent session broke", vm=self._vm, reason=str(reason))
+            deadline = _HANDSHAKE_DEADLINE
+            # A hello that was sent but not answered may have changed the token or not.
+            self._tokens.append(self._tokens.pop(0))
+            await trio.sleep(_REOPEN_DELAY)
+
+    async def _run_session(self, deadline: float) -> None:
+        async with self._open_channel() as channel, trio.open_nursery() as nursery:
+            self._channel = channel
+            peer = CallerPeer(channel)
+            try:
+                with trio.fail_after(deadline):
+                    rest = await _find_session(channel, self._tokens[0])
+                    nursery.start_soon(_run_to_the_end, peer, rest)
+                    token = new_token()
+                    self._tokens.append(token)
+                    hello = Hello(versions=[PROTOCOL_VERSION], token=token)
+                    await peer.call("agent.hello", unstructure(hello))
+                    self._tokens = [token]
+                self._peer = peer
+                self._ready.set()
+                await trio.sleep_forever()
+            finally:
+                self._peer = None
+                self._ready = trio.Event()
+
+    async def wait_ready(self, deadline: float) -> None:
+        """Wait until a session is open; raise `GuestError` after ``deadline`` seconds."""
+        with trio.move_on_after(deadline):
+            await self._ready.wait()
+        if self._peer is None:
+            raise GuestError(
+                f"the agent in VM '{self._vm}' does not answer",
+                vm=self._vm,
+                hint="the guest may hang or be out of memory; 'destroy' works all the same",
+            )
+
+    @asynccontextmanager
+    async def open_call(self, method: str, args: object) -> AsyncIterator[CallStreams]:
+        """Make a streaming call; leaving the block early cancels it in the guest."""
+        await self.wait_ready(_HANDSHAKE_DEADLINE)
+        assert self._peer is not None
+        try:
+            async with self._peer.open_call(method, unstructure(args)) as streams:
+                yield streams
+        except ConnectionLostError as error:
+            raise GuestError(
+                f"the agent in VM '{self._vm}' went away during {method}", vm=self._vm
+            ) from error
+
+    async def call(self, method: str, args: object) -> Any:
+        """Make a call without streams; give its typed result."""
+        async with self.open_call(method, args) as streams:
+            return self.typed_result(method, await receive_answer(streams))
+
+    def typed_result(self, method: str, result: object) -> Any:
+        """Structure what the guest answered; raise `GuestError` for nonsense."""
+        try:
+            return structure(result, GUEST[method].result)
+        except InvalidParamsError as error:
+            raise GuestError(
+                f"the agent in VM '{self._vm}' answered nonsense to {method}: {error}",
+                vm=self._vm,
+            ) from error
+
+    @asynccontextmanager
+    async def quiet(self) -> AsyncIterator[None]:
+        """Let nothing pass between host and guest for the length of a block."""
+        if self._channel is None:
+            raise GuestError(f"VM '{self._vm}' has no channel to its agent", vm=self._vm)
+        async with self._channel.quiet():
+            yield
+
+
+async def _run_to_the_end(peer: CallerPeer, first: bytes) -> None:
+    await peer.run(first)
+    raise ProtocolError("the channel ended")
+
+
+async def _find_session(channel: Channel, token: bytes) -> bytes:
+    """Open a session; give what the agent already sent in it, after its answer."""
+    preamble, nonce = make_preamble(token)
+    await channel.send_all(preamble)
+    scanner = MarkerScanner(nonce)
+    while data := await channel.receive_some():
+        _, rest = scanner.feed(data)
+        if rest is not None:
+            return rest
+    raise ProtocolError("the channel ended")

@@ -1,0 +1,126 @@
+"""The composition root: what is made in which order, and how it ends.
+
+Start: lock the state, sweep what a crash left, choose hypervisor and accelerator, open the
+socket, say READY. End: stop accepting, cancel the calls, end the VMs, let go of the state.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+import trio
+
+from arrakis_kernel import find_kernel
+from arrakis_rootfs.store import ImageStore
+from arrakis_rpc.errors import AlreadyExistsError
+
+from . import __version__
+from .config import Config
+from .events import Events
+from .host.vmm.interface import Driver
+from .host.vmm.qemu_probe import Verdict, choose_accelerator
+from .host.vmm.registry import DRIVERS
+from .machine import Surroundings
+from .paths import StatePaths
+from .rpc_server import RpcServer, open_unix_listener
+from .service import Service
+from .store import Store
+from .supervisor import Supervisor
+from .templates import Templates
+
+_END_DEADLINE = 8.0
+
+log = structlog.get_logger()
+
+
+async def run_daemon(config: Config) -> None:
+    """Run until SIGTERM or SIGINT; on return nothing of it is left but stored data."""
+    paths = StatePaths(Path(config.state_dir))
+    identity = config.vmm_identity()
+    with _locked(paths):
+        await trio.to_thread.run_sync(_sweep, paths)
+        store = Store(paths, identity[1] if identity else None)
+        await trio.to_thread.run_sync(store.load)
+        surroundings = Surroundings(config, paths, store)
+        driver = DRIVERS["qemu" if config.vmm == "auto" else config.vmm](config.qemu_binary)
+        verdict = await _accelerator(config, driver)
+        images = ImageStore(paths.images, Path(config.cache_dir) / "images")
+        templates = Templates(surroundings, images, driver, verdict.accelerator)
+        events = Events()
+        async with trio.open_nursery() as machines:
+            supervisor = Supervisor(machines, surroundings, driver, events)
+            service = Service(surroundings, driver, supervisor, templates, images, events, verdict)
+            await _serve_until_signalled(config, service)
+            with trio.move_on_after(_END_DEADLINE, shield=True):
+                await supervisor.destroy_all()
+            machines.cancel_scope.cancel()
+    log.info("stopped")
+
+
+async def _serve_until_signalled(config: Config, service: Service) -> None:
+    listening = open_unix_listener(Path(config.socket), config.socket_gid())
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with listening as listener, trio.open_nursery() as nursery:
+            nursery.start_soon(RpcServer(service).serve, listener)
+            _notify("READY=1")
+            log.info("ready", version=__version__, socket=config.socket, state=config.state_dir)
+            number = await anext(signals)
+            _notify("STOPPING=1")
+            log.info("stopping", signal=signal.Signals(number).name)
+            nursery.cancel_scope.cancel()
+
+
+async def _accelerator(config: Config, driver: Driver) -> Verdict:
+    if config.accelerator != "auto":
+        return Verdict(config.accelerator, "set in the configuration")
+    cache = Path(config.cache_dir)
+    verdict = await choose_accelerator(
+        config.qemu_binary, driver.version(), find_kernel(cache), cache / "accelerator.json"
+    )
+    if verdict.accelerator == "kvm":
+        log.info("accelerator", name="kvm", reason=verdict.reason)
+    else:
+        log.warning("guests are emulated, which is slow", reason=verdict.reason)
+    return verdict
+
+
+@contextmanager
+def _locked(paths: StatePaths) -> Iterator[None]:
+    paths.root.mkdir(parents=True, exist_ok=True)
+    lock = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise AlreadyExistsError(
+            f"another arrakisd uses {paths.root}",
+            hint="stop it, or give this one another state directory with --state",
+        ) from None
+    finally:
+        os.close(lock)
+
+
+def _sweep(paths: StatePaths) -> None:
+    # VMMs of a daemon that was killed were killed with it by the kernel.
+    shutil.rmtree(paths.vms, ignore_errors=True)
+    paths.vms.mkdir(parents=True)
+
+
+def _notify(message: str) -> None:
+    """Tell systemd, where there is one (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.connect(address)
+        sender.send(message.encode())

@@ -1,0 +1,1 @@
+"""Hypervisor drivers. A driver knows its hypervisor and nothing else."""

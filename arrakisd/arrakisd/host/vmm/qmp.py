@@ -1,0 +1,100 @@
+"""A thin client for QMP, QEMU's JSON-lines control protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from arrakis_rpc.errors import VmmError
+
+_MAX_LINE = 1024 * 1024
+
+
+class QmpClosedError(VmmError):
+    """QEMU hung up."""
+
+
+class _Pending:
+    def __init__(self) -> None:
+        self.answered = trio.Event()
+        self.answer: dict[str, Any] | None = None
+
+
+class QmpClient:
+    """Commands with answers; events go to a callback. Made by `open_qmp`."""
+
+    def __init__(
+        self, stream: trio.abc.Stream, on_event: Callable[[str, dict[str, Any]], None]
+    ) -> None:
+        self._stream = stream
+        self._on_event = on_event
+        self._pending: dict[int, _Pending] = {}
+        self._last_id = 0
+        self._closed = False
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        """Run a command; give its return value.
+
+        Raises `VmmError` if QEMU refuses it, `QmpClosedError` if QEMU ends meanwhile. A
+        caller that is cancelled may leave the command running.
+        """
+        if self._closed:
+            raise QmpClosedError(f"QEMU had ended before {command}")
+        self._last_id += 1
+        number, pending = self._last_id, _Pending()
+        self._pending[number] = pending
+        line = json.dumps({"execute": command, "arguments": arguments, "id": number})
+        try:
+            # Commands are far smaller than a socket buffer, so this never sends half a line.
+            await self._stream.send_all(line.encode() + b"\n")
+            await pending.answered.wait()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise QmpClosedError(f"QEMU ended during {command}") from error
+        finally:
+            del self._pending[number]
+        if pending.answer is None:
+            raise QmpClosedError(f"QEMU ended during {command}")
+        if "error" in pending.answer:
+            raise VmmError(f"QEMU refused {command}: {pending.answer['error'].get('desc')}")
+        return pending.answer.get("return")
+
+    async def read_forever(self) -> None:
+        """Take answers and events until QEMU hangs up."""
+        buffer = bytearray()
+        try:
+            while data := await self._stream.receive_some(65536):
+                buffer += data
+                while (end := buffer.find(b"\n")) >= 0:
+                    self._take(json.loads(bytes(buffer[:end])))
+                    del buffer[: end + 1]
+                if len(buffer) > _MAX_LINE:
+                    raise VmmError("QEMU sent an endless line")
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # a hang-up in other words
+        finally:
+            self._closed = True
+            for pending in self._pending.values():
+                pending.answered.set()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "event" in message:
+            self._on_event(message["event"], message.get("data", {}))
+        elif pending := self._pending.get(message.get("id", 0)):
+            pending.answer = message
+            pending.answered.set()
+
+
+@asynccontextmanager
+async def open_qmp(
+    stream: trio.abc.Stream, on_event: Callable[[str, dict[str, Any]], None]
+) -> AsyncIterator[QmpClient]:
+    """Speak QMP on a stream for the length of a block."""
+    client = QmpClient(stream, on_event)
+    async with stream, trio.open_nursery() as nursery:
+        nursery.start_soon(client.read_forever)
+        yield client
+        nursery.cancel_scope.cancel()

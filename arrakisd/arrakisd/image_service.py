@@ -1,0 +1,129 @@
+"""Images for clients: the store and the builder, in the daemon's terms and errors."""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+from arrakis_rootfs.builder import ImageBuildProgress, build_image
+
+from arrakis_rootfs import errors as image_errors
+from arrakis_rootfs.image import Image
+from arrakis_rootfs.store import ImageStore
+from arrakis_rpc import errors
+from arrakis_rpc.connection import DataReceived, StreamEnded
+from arrakis_rpc.daemon_api import ImageBuild, ImageInfo, ImageList
+
+from .peer import CallStreams
+
+_HINT_BASE = "scripts/setup builds the 'base' image; 'arrakis image list' shows what there is"
+
+_TRANSLATION: tuple[tuple[type[Exception], type[errors.ArrakisError], str | None], ...] = (
+    (image_errors.ImageNotFoundError, errors.NotFoundError, _HINT_BASE),
+    (image_errors.ImageNameError, errors.InvalidParamsError, None),
+    (image_errors.ImageDamagedError, errors.IntegrityError, "build the image again"),
+    (image_errors.ImageSpaceError, errors.ExhaustedError, "make room, then build again"),
+    (image_errors.ToolMissingError, errors.UnsupportedError, None),
+    (image_errors.ImageError, errors.ImageBuildError, None),
+)
+
+Progress = Callable[[str, int, int], Awaitable[None]]
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the image package's errors into the daemon's."""
+    try:
+        yield
+    except image_errors.ImageError as problem:
+        for theirs, ours, hint in _TRANSLATION:
+            if isinstance(problem, theirs):
+                raise ours(str(problem), hint=hint) from problem
+        raise
+
+
+class ImageService:
+    """Lists, builds and deletes images."""
+
+    def __init__(self, store: ImageStore, scratch: Path) -> None:
+        self._store = store
+        self._scratch = scratch
+
+    async def list(self) -> ImageList:
+        """List all images by name."""
+        with translated():
+            images = await trio.to_thread.run_sync(self._store.list)
+        return ImageList(images=[_described(image) for image in images])
+
+    async def delete(self, name: str) -> None:
+        """Delete an image."""
+        with translated():
+            await self._store.delete(name)
+
+    async def build(
+        self, params: ImageBuild, streams: CallStreams, progress: Progress
+    ) -> ImageInfo:
+        """Build an image from the context that comes as a tar stream."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._scratch, prefix="context-") as directory:
+            context = Path(directory) / "context"
+            await _receive_context(streams, Path(directory) / "context.tar", context)
+            dockerfile = _inside(context, params.dockerfile)
+
+            async def report(step: ImageBuildProgress) -> None:
+                await progress(step.text, step.step, step.total)
+
+            with translated():
+                image = await build_image(
+                    self._store,
+                    name=params.name,
+                    context=context,
+                    dockerfile=dockerfile,
+                    build_args=params.build_args,
+                    progress=report,
+                )
+        return _described(image)
+
+
+async def _receive_context(streams: CallStreams, archive: Path, target: Path) -> None:
+    with archive.open("wb") as file:
+        while not isinstance(event := await streams.receive(), StreamEnded):
+            if isinstance(event, DataReceived):
+                await trio.to_thread.run_sync(file.write, event.data)
+                streams.consumed(event)
+    await trio.to_thread.run_sync(_unpack, archive, target)
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(target, filter="data")
+    except tarfile.TarError as problem:
+        raise errors.InvalidParamsError(f"the build context was refused: {problem}") from problem
+    except OSError as problem:
+        raise errors.ExhaustedError(f"the build context did not fit: {problem}") from problem
+    finally:
+        archive.unlink()
+
+
+def _inside(context: Path, name: str) -> Path:
+    path = (context / name).resolve()
+    if not path.is_relative_to(context.resolve()) or not path.is_file():
+        raise errors.NotFoundError(
+            f"there is no {name} in the build context", hint="paths are relative to the context"
+        )
+    return path
+
+
+def _described(image: Image) -> ImageInfo:
+    return ImageInfo(
+        name=image.name or image.digest,
+        digest=image.digest,
+        bytes=image.size,
+        created=image.created,
+        parent=image.details.parent,
+    )

@@ -1,0 +1,280 @@
+"""One VM's whole life, in one task with one nursery.
+
+Inside the scope live the VMM process, its console pump, the agent's session and the disk
+layer. When the scope ends, for whatever reason, all of them are gone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+import trio
+from attrs import frozen
+
+from arrakis_rpc.daemon_api import Failure, VmInfo
+from arrakis_rpc.errors import ArrakisError, CancelledError, InternalError, VmmError
+from arrakis_rpc.guest_api import ExecSpec
+
+from .agent import GuestAgent
+from .config import Config
+from .host.disks import active_layer, make_empty_layer
+from .host.vmm.interface import Driver, LaunchSpec, Restore, SnapshotTarget, Vmm
+from .identity import make_identity
+from .paths import StatePaths
+from .peer import domain_error_in
+from .states import StateMachine, VmState
+from .store import DEVICE_STATE, EMPTY_LAYER, PAGES, Manifest, Store
+
+_CLEANUP_DEADLINE = 10.0
+_PAUSE_DEADLINE = 60.0
+
+log = structlog.get_logger()
+
+
+@frozen
+class Surroundings:
+    """What every machine of this daemon works with."""
+
+    config: Config
+    paths: StatePaths
+    store: Store
+
+
+class Machine:
+    """A VM that is woken from a template or snapshot. `run` is its life."""
+
+    def __init__(
+        self, name: str, source: Manifest, driver: Driver, surroundings: Surroundings
+    ) -> None:
+        self.name = name
+        self.created = time.time()
+        self.states = StateMachine(name)
+        self.failure: Failure | None = None
+        self.ended = trio.Event()
+        self._driver = driver
+        self._config = surroundings.config
+        self._paths = surroundings.paths
+        self._store = surroundings.store
+        self._stands_on = source
+        self._layers = [layer.id for layer in source.layers]
+        self._layer = new_layer_id()
+        self._changing = trio.Lock()
+        self._scope = trio.CancelScope()
+        self._vmm: Vmm | None = None
+        self._agent: GuestAgent | None = None
+
+    @property
+    def agent(self) -> GuestAgent:
+        """The guest's agent. Legal while the VM runs; else `InvalidStateError`."""
+        self.states.require(VmState.RUNNING)
+        assert self._agent is not None
+        return self._agent
+
+    def info(self) -> VmInfo:
+        """Describe the VM as it is now. Legal in every state."""
+        shape = self._stands_on.shape
+        return VmInfo(
+            name=self.name,
+            status=self.states.state.value,
+            image=shape.image,
+            vcpus=shape.vcpus,
+            memory_mib=shape.memory_mib,
+            disk_mib=shape.disk_mib,
+            created=self.created,
+            snapshot=self._store.present_parent(self._stands_on),
+            pid=self._vmm.pid if self._vmm else None,
+            failure=self.failure,
+        )
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Wake the guest, give it its identity, and keep it until `end` or its own end.
+
+        Before ``started`` any error or cancellation undoes everything and comes out; after
+        it, errors are kept in ``failure``.
+        """
+        started = False
+        try:
+            with self._scope, self._store.hold(self._layers):
+                async with self._directory() as directory, self._awake(directory):
+                    self.states.move(VmState.RUNNING)
+                    started = True
+                    task_status.started()
+                    await trio.sleep_forever()
+            if not started:
+                raise CancelledError(f"VM '{self.name}' was destroyed while it started")
+        except Exception as error:
+            if not started:
+                raise self._startup_error(error) from error
+            self._note_failure(error)
+        finally:
+            self._vmm = self._agent = None
+            self.states.move(VmState.STOPPED)
+            self.ended.set()
+
+    @asynccontextmanager
+    async def _directory(self) -> AsyncIterator[Path]:
+        directory = self._paths.vm(self.name)
+        layer = active_layer(directory, self._layer)
+
+        def make() -> None:
+            directory.mkdir(mode=0o700, parents=True)
+            shutil.copyfile(self._store.directory(self._stands_on) / EMPTY_LAYER, layer)
+            self._config.give_to_vmm(layer)
+            self._config.give_to_vmm(directory)
+
+        try:
+            await trio.to_thread.run_sync(make)
+            yield directory
+        finally:
+            with trio.move_on_after(_CLEANUP_DEADLINE, shield=True):
+                await trio.to_thread.run_sync(shutil.rmtree, directory, True)
+                await trio.to_thread.run_sync(self._store.collect_layers)
+
+    @asynccontextmanager
+    async def _awake(self, directory: Path) -> AsyncIterator[None]:
+        source = self._stands_on
+        stored = self._store.directory(source)
+        spec = LaunchSpec(
+            name=self.name,
+            directory=directory,
+            vcpus=source.shape.vcpus,
+            memory_mib=source.shape.memory_mib,
+            memory_file=self._store.memory_file(source),
+            root_image=Path(source.shape.root_image),
+            disk=active_layer(directory, self._layer),
+            accelerator=source.shape.accelerator,
+            source=Restore(
+                device_state=stored / DEVICE_STATE,
+                pages=None if source.is_template else stored / PAGES,
+            ),
+            identity=self._config.vmm_identity(),
+        )
+        async with self._driver.launch(spec) as vmm, trio.open_nursery() as nursery:
+            self._vmm = vmm
+            nursery.start_soon(self._watch, vmm)
+            async with trio.open_nursery() as waking:
+                waking.start_soon(trio.to_thread.run_sync, self._store.verify, source)
+                await vmm.start()
+            token = bytes.fromhex(source.resync_token)
+            self._agent = GuestAgent(self.name, vmm.open_channel, token)
+            nursery.start_soon(self._agent.run)
+            await self._agent.wait_ready(self._config.start_timeout)
+            await self._agent.call("identity.apply", make_identity(self.name))
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def _watch(self, vmm: Vmm) -> None:
+        how = await vmm.wait()
+        self.failure = Failure(reason=how, console=vmm.last_words())
+        raise VmmError("\n".join([how, *self.failure.console]), vm=self.name)
+
+    def _startup_error(self, error: Exception) -> ArrakisError:
+        cause = domain_error_in(error)
+        if cause is None:
+            log.error("start failed", vm=self.name, exc_info=error)
+            return InternalError(f"VM '{self.name}' could not be started: {error!r}")
+        return cause
+
+    def _note_failure(self, error: Exception) -> None:
+        if self.failure is None:
+            cause = domain_error_in(error) or error
+            self.failure = Failure(reason=str(cause), console=[])
+        log.error("VM failed", vm=self.name, reason=self.failure.reason)
+
+    async def pause(self) -> None:
+        """Halt the vCPUs. Legal while RUNNING."""
+        async with self._changing:
+            self.states.require(VmState.RUNNING)
+            assert self._vmm is not None
+            await self._vmm.pause()
+            self.states.move(VmState.PAUSED)
+
+    async def resume(self) -> None:
+        """Let the vCPUs go on. Legal while PAUSED."""
+        async with self._changing:
+            self.states.require(VmState.PAUSED)
+            assert self._vmm is not None
+            await self._vmm.resume()
+            self.states.move(VmState.RUNNING)
+
+    async def end(self) -> None:
+        """End the VM at once. Legal in every state; returns when nothing of it is left."""
+        self._scope.cancel()
+        await self.ended.wait()
+
+    async def shut_down(self) -> None:
+        """Ask the guest to power off, then end the VM. Legal while RUNNING or PAUSED."""
+        self.states.require(VmState.RUNNING, VmState.PAUSED)
+        if self.states.state is VmState.RUNNING:
+            with trio.move_on_after(self._config.stop_timeout):
+                await self._power_off()
+        await self.end()
+
+    async def _power_off(self) -> None:
+        command = ExecSpec(argv=["systemctl", "poweroff"], background=True)
+        try:
+            await self.agent.call("exec.run", command)
+        except ArrakisError as error:
+            log.warning("guest was not asked to power off", vm=self.name, reason=str(error))
+        else:
+            await self.ended.wait()
+
+    async def snapshot(self, snapshot_id: str, label: str) -> Manifest:
+        """Keep the VM as it is now. Legal while RUNNING or PAUSED; the state stays.
+
+        The guest stands still only while its changed pages are copied. On return the
+        snapshot is durable; if anything fails there is none, and the VM goes on.
+        """
+        async with self._changing:
+            self.states.require(VmState.RUNNING, VmState.PAUSED)
+            assert self._vmm is not None
+            assert self._agent is not None
+            with self._store.scratch() as parts:
+                return await self._snapshot_into(parts, snapshot_id, label)
+
+    async def _snapshot_into(self, parts: Path, snapshot_id: str, label: str) -> Manifest:
+        assert self._vmm is not None
+        assert self._agent is not None
+        source, next_layer = self._stands_on, new_layer_id()
+        directory = self._paths.vm(self.name)
+        next_disk, device_state = active_layer(directory, next_layer), directory / DEVICE_STATE
+        await make_empty_layer(parts / EMPTY_LAYER, self._layer, source.shape.disk_mib)
+        shutil.copyfile(parts / EMPTY_LAYER, next_disk)
+        self._config.give_to_vmm(next_disk)
+        target = SnapshotTarget(device_state, parts / PAGES, next_disk)
+        # The pause is short. Cancelling it half-way would leave open which layer is in use.
+        with trio.fail_after(_PAUSE_DEADLINE, shield=True):
+            async with self._agent.quiet():
+                token = self._agent.resync_token
+                facts = await self._vmm.snapshot(target)
+        self._store.freeze_layer(self._layer, active_layer(directory, self._layer))
+        self._layers.append(self._layer)
+        self._layer = next_layer
+        shutil.move(device_state, parts / DEVICE_STATE)
+        manifest = Manifest(
+            id=snapshot_id,
+            template=source.template,
+            parent=self._store.present_parent(source),
+            shape=source.shape,
+            created=time.time(),
+            resync_token=token.hex(),
+            vm=self.name,
+            label=label,
+            changed_pages=facts.changed_pages,
+            pause=facts.pause,
+        )
+        self._stands_on = await trio.to_thread.run_sync(
+            self._store.publish, parts, manifest, source.layers, self._layers
+        )
+        return self._stands_on
+
+
+def new_layer_id() -> str:
+    """Make an id for a disk layer."""
+    return os.urandom(16).hex()

@@ -1,0 +1,183 @@
+"""The Unix-socket server: connections, calls and their cancellation. No logic of operations.
+
+A connection is one nursery, a call one task in it with a scope of its own. A cancel
+notification cancels the scope, the end of the connection cancels all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+
+from arrakis_rpc.connection import CallReceived, Role
+from arrakis_rpc.errors import (
+    ArrakisError,
+    CancelledError,
+    ConnectionLostError,
+    InternalError,
+    InvalidStateError,
+    ProtocolError,
+)
+
+from .peer import CallStreams, Peer, domain_error_in
+from .service import Call, Service
+
+_HELLO = "system.hello"
+_HELLO_DEADLINE = 10.0
+_FRAME_DEADLINE = 30.0
+_MAX_CONNECTIONS = 512
+_UCRED = struct.Struct("3i")
+
+log = structlog.get_logger()
+
+
+class _ClientPeer(Peer):
+    """The callee's end of one client's connection."""
+
+    def __init__(
+        self, stream: trio.abc.Stream, nursery: trio.Nursery, service: Service, caller: str
+    ) -> None:
+        super().__init__(stream, Role.CALLEE)
+        self._nursery = nursery
+        self._service = service
+        self._caller = caller
+        self._scopes: dict[int, trio.CancelScope] = {}
+        self.greeted = trio.Event()
+
+    def _on_call(self, event: CallReceived) -> None:
+        scope = self._scopes[event.call_id] = trio.CancelScope()
+        streams = self.open_streams(event.call_id)
+        self._nursery.start_soon(self._answer, event, streams, scope)
+
+    def _on_cancel(self, call_id: int) -> None:
+        if scope := self._scopes.get(call_id):
+            scope.cancel()
+
+    async def _answer(
+        self, event: CallReceived, streams: CallStreams, scope: trio.CancelScope
+    ) -> None:
+        error: ArrakisError | None = None
+        result: Any = None
+        with scope:
+            try:
+                result = await self._handle(event, streams)
+            except Exception as problem:  # noqa: BLE001 -- one call's failure is its own
+                error = _answerable(problem, event.method)
+        if scope.cancelled_caught:
+            error = CancelledError(f"{event.method} was cancelled")
+        del self._scopes[event.call_id]
+        self.close_streams(event.call_id)
+        with suppress(ConnectionLostError):
+            await self.room()
+            self.queue(self._encode(event.call_id, result, error))
+
+    async def _handle(self, event: CallReceived, streams: CallStreams) -> Any:
+        if not self.greeted.is_set() and event.method != _HELLO:
+            raise InvalidStateError(f"the first call on a connection is {_HELLO}")
+        call = Call(streams, self._caller)
+        result = await self._service.handle(event.method, event.params, call)
+        if event.method == _HELLO:
+            self.greeted.set()
+        return result
+
+    def _encode(self, call_id: int, result: Any, error: ArrakisError | None) -> bytes:
+        if error is None:
+            try:
+                return self.connection.send_result(call_id, result)
+            except ProtocolError as problem:
+                error = problem
+        return self.connection.send_error(call_id, error)
+
+
+def _answerable(problem: Exception, method: str) -> ArrakisError:
+    if error := domain_error_in(problem):
+        return error
+    log.error("call failed", method=method, exc_info=problem)
+    return InternalError(
+        f"{method} failed by a defect of the daemon: {problem!r}",
+        hint="the daemon's log has the traceback",
+    )
+
+
+class RpcServer:
+    """Serves one listening socket."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._connections = 0
+
+    async def serve(self, listener: trio.SocketListener) -> None:
+        """Accept clients until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await trio.serve_listeners(self._serve_client, [listener], handler_nursery=nursery)
+
+    async def _serve_client(self, stream: trio.SocketStream) -> None:
+        if self._connections >= _MAX_CONNECTIONS:
+            await stream.aclose()
+            return
+        self._connections += 1
+        caller = _peer_of(stream)
+        try:
+            async with stream, trio.open_nursery() as nursery:
+                peer = _ClientPeer(stream, nursery, self._service, caller)
+                nursery.start_soon(self._police, peer, nursery.cancel_scope)
+                await peer.run()
+                nursery.cancel_scope.cancel()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client went away, which is its right
+        except* ArrakisError as group:
+            log.warning("connection dropped", caller=caller, reason=str(domain_error_in(group)))
+        finally:
+            self._connections -= 1
+
+    async def _police(self, peer: _ClientPeer, scope: trio.CancelScope) -> None:
+        """Drop a client that does not greet, or does not finish a frame that it began."""
+        with trio.move_on_after(_HELLO_DEADLINE):
+            await peer.greeted.wait()
+        stalled = not peer.greeted.is_set()
+        while not stalled:
+            before = peer.connection.frames_received
+            await trio.sleep(_FRAME_DEADLINE)
+            stalled = peer.connection.in_frame and peer.connection.frames_received == before
+        scope.cancel()
+
+
+def _peer_of(stream: trio.SocketStream) -> str:
+    credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, _ = _UCRED.unpack(credentials)
+    return f"uid={uid} pid={pid}"
+
+
+@asynccontextmanager
+async def open_unix_listener(path: Path, group: int | None) -> AsyncIterator[trio.SocketListener]:
+    """Listen on a Unix socket for the length of a block; the file is gone afterwards.
+
+    A file that a crashed daemon left is replaced; the caller holds the state directory's
+    lock, so no living daemon of the same state can be listening there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_socket():
+        path.unlink()
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        old_mask = os.umask(0o117)
+        try:
+            listening.bind(str(path))
+        finally:
+            os.umask(old_mask)
+        if group is not None:
+            os.chown(path, -1, group)
+        listening.listen(128)
+        async with trio.SocketListener(trio.socket.from_stdlib_socket(listening)) as listener:
+            yield listener
+    finally:
+        listening.close()
+        path.unlink(missing_ok=True)

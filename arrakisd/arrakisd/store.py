@@ -1,0 +1,311 @@
+"""Templates, snapshots and disk layers on disk.
+
+A template or snapshot is a directory with its device state, its memory (a template's whole
+memory file, a snapshot's changed pages), an empty disk layer for its children, and a
+manifest that also lists the frozen disk layers it stands on. It is published atomically:
+written under ``scratch``, synced, manifest last, renamed. What is not published is never
+seen, and is swept when the daemon starts.
+
+Layers stand on their own, because a running VM needs them too, and because a snapshot can
+then be deleted without touching those that came after it. A layer that no manifest and no
+VM refers to is garbage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict, evolve, field, frozen
+
+from arrakis_rpc.converter import structure
+from arrakis_rpc.errors import ArrakisError, IntegrityError, NotFoundError
+
+from .host.checksums import Verifier, file_digest
+from .host.disks import FROZEN
+from .paths import StatePaths
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+MEMORY = "memory"
+PAGES = "pages"
+DEVICE_STATE = "device-state"
+EMPTY_LAYER = "empty-layer.qcow2"
+
+
+@frozen
+class Shape:
+    """What must be equal for a saved guest to wake: the machine and what it runs on."""
+
+    image: str
+    image_digest: str
+    root_image: str
+    kernel_digest: str
+    vcpus: int
+    memory_mib: int
+    disk_mib: int
+    vmm: str
+    vmm_version: str
+    accelerator: str
+
+
+@frozen
+class StoredFile:
+    """Size and checksum of one file."""
+
+    size: int
+    digest: str
+
+
+@frozen
+class Layer:
+    """A frozen disk layer."""
+
+    id: str
+    file: StoredFile
+
+
+@frozen
+class Manifest:
+    """What is known of a template or a snapshot.
+
+    ``template`` is the id of the template at the root, for a template its own. ``parent`` is
+    the snapshot before this one, or None. ``layers`` are in order from the bottom.
+    ``resync_token`` (hexadecimal) opens the first session with the agent that sleeps in it.
+    """
+
+    id: str
+    template: str
+    parent: str | None
+    shape: Shape
+    created: float
+    resync_token: str
+    layers: list[Layer] = field(factory=list)
+    vm: str = ""
+    label: str = ""
+    changed_pages: int = 0
+    pause: float = 0.0
+    boot: float = 0.0
+    files: dict[str, StoredFile] = field(factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def is_template(self) -> bool:
+        """Whether this is a template."""
+        return self.id == self.template
+
+    @property
+    def bytes(self) -> int:
+        """Size of its own parts and its topmost layer, in bytes."""
+        return sum(part.size for part in self.files.values()) + self.layers[-1].file.size
+
+
+class Store:
+    """All published templates and snapshots, held in memory, read once at start."""
+
+    def __init__(self, paths: StatePaths, group: int | None) -> None:
+        self._paths = paths
+        self._group = group
+        self._verifier = Verifier()
+        self._held: list[list[str]] = []
+        self._deleted: dict[str, str | None] = {}
+        self.templates: dict[str, Manifest] = {}
+        self.snapshots: dict[str, Manifest] = {}
+        self.damaged: dict[Path, str] = {}
+
+    def load(self) -> None:
+        """Read every manifest and sweep what was never published. Blocks."""
+        paths = self._paths
+        shutil.rmtree(paths.scratch, ignore_errors=True)
+        for directory in (paths.templates, paths.snapshots, paths.layers, paths.scratch):
+            directory.mkdir(parents=True, exist_ok=True)
+        for parent, table in (
+            (paths.templates, self.templates),
+            (paths.snapshots, self.snapshots),
+        ):
+            for directory in parent.iterdir():
+                try:
+                    table[directory.name] = _read_manifest(directory)
+                except (ArrakisError, OSError, ValueError) as error:
+                    self.damaged[directory] = str(error)
+        if not self.damaged:  # a damaged manifest may refer to layers that nobody else does
+            self.collect_layers()
+
+    def template(self, template_id: str) -> Manifest:
+        """Give a template's manifest; raise `NotFoundError`."""
+        return _find(self.templates, template_id, "template")
+
+    def snapshot(self, snapshot_id: str) -> Manifest:
+        """Give a snapshot's manifest; raise `NotFoundError`."""
+        return _find(self.snapshots, snapshot_id, "snapshot")
+
+    def directory(self, manifest: Manifest) -> Path:
+        """Where the parts of a template or snapshot are."""
+        if manifest.is_template:
+            return self._paths.template(manifest.id)
+        return self._paths.snapshot(manifest.id)
+
+    def memory_file(self, manifest: Manifest) -> Path:
+        """The memory file that a guest's RAM maps."""
+        return self._paths.template(manifest.template) / MEMORY
+
+    def present_parent(self, manifest: Manifest) -> str | None:
+        """Id of the nearest snapshot that still exists, from ``manifest`` upwards."""
+        parent = None if manifest.is_template else manifest.id
+        while parent is not None and parent not in self.snapshots:
+            parent = self._deleted.get(parent)
+        return parent
+
+    def children(self, snapshot_id: str) -> list[Manifest]:
+        """The snapshots that were taken on top of a snapshot."""
+        return [child for child in self.snapshots.values() if child.parent == snapshot_id]
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Make a directory to write parts into; whatever is left of it is deleted."""
+        directory = Path(tempfile.mkdtemp(dir=self._paths.scratch))
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def freeze_layer(self, layer_id: str, active: Path) -> None:
+        """Move a VM's layer, which is written no more, to where its children look for it."""
+        directory = self._paths.layer(layer_id)
+        directory.mkdir()
+        active.rename(directory / FROZEN)
+
+    def publish(
+        self, parts: Path, manifest: Manifest, known: list[Layer], layers: list[str]
+    ) -> Manifest:
+        """Make what lies in a scratch directory a template or snapshot; give its manifest.
+
+        ``layers`` are the frozen layers it stands on, from the bottom; those that are not
+        ``known`` from its source are sealed now. On return all of it is durable. The caller
+        has made sure that the id is free. Blocks.
+        """
+        sealed = {layer.id: layer.file for layer in known}
+        new = [layer_id for layer_id in layers if layer_id not in sealed]
+        for layer_id in new:
+            directory = self._paths.layer(layer_id)
+            sealed[layer_id] = self._seal(directory / FROZEN)
+            self._grant(directory, 0o750)
+            _sync(directory)
+        _sync(self._paths.layers)
+        manifest = evolve(
+            manifest,
+            layers=[Layer(layer_id, sealed[layer_id]) for layer_id in layers],
+            files={path.name: self._seal(path) for path in sorted(parts.iterdir())},
+        )
+        _write_manifest(parts, manifest)
+        self._grant(parts, 0o750)
+        target = self.directory(manifest)
+        parts.rename(target)
+        _sync(target.parent)
+        for name in manifest.files:
+            self._verifier.trust(target / name)
+        for layer_id in new:
+            self._verifier.trust(self._paths.layer(layer_id) / FROZEN)
+        (self.templates if manifest.is_template else self.snapshots)[manifest.id] = manifest
+        return manifest
+
+    def verify(self, manifest: Manifest) -> None:
+        """Check all that a restore will read; raise `IntegrityError`. Blocks."""
+        directory = self.directory(manifest)
+        for name, part in manifest.files.items():
+            self._verifier.verify(directory / name, part.size, part.digest)
+        memory = self.template(manifest.template).files[MEMORY]
+        self._verifier.verify(self.memory_file(manifest), memory.size, memory.digest)
+        for layer in manifest.layers:
+            frozen_file = self._paths.layer(layer.id) / FROZEN
+            self._verifier.verify(frozen_file, layer.file.size, layer.file.digest)
+
+    @contextmanager
+    def hold(self, layers: list[str]) -> Iterator[None]:
+        """Keep the layers of a list from being collected, also those added to it later."""
+        self._held.append(layers)
+        try:
+            yield
+        finally:
+            self._held = [other for other in self._held if other is not layers]
+
+    def delete(self, manifest: Manifest) -> None:
+        """Delete a template or snapshot; snapshots on top of it now stand on its parent.
+
+        Blocks.
+        """
+        directory = self.directory(manifest)
+        for child in self.children(manifest.id):
+            adopted = evolve(child, parent=manifest.parent)
+            _write_manifest(self.directory(child), adopted)
+            self.snapshots[child.id] = adopted
+        doomed = self._paths.scratch / f"deleted-{directory.parent.name}-{directory.name}"
+        directory.rename(doomed)
+        (self.templates if manifest.is_template else self.snapshots).pop(manifest.id)
+        self._deleted[manifest.id] = manifest.parent
+        shutil.rmtree(doomed, ignore_errors=True)
+        self.collect_layers()
+
+    def collect_layers(self) -> None:
+        """Delete the layers that nothing refers to. Blocks."""
+        needed = {layer_id for layers in self._held for layer_id in layers}
+        for manifest in (*self.templates.values(), *self.snapshots.values()):
+            needed.update(layer.id for layer in manifest.layers)
+        for directory in self._paths.layers.iterdir():
+            if directory.name not in needed:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _seal(self, path: Path) -> StoredFile:
+        # The VMM's user must be able to open a memory file for writing although it only ever
+        # maps it privately: QEMU before 9.0 insists.
+        self._grant(path, 0o660 if path.name == MEMORY else 0o440)
+        _sync(path)
+        return StoredFile(path.stat().st_size, file_digest(path))
+
+    def _grant(self, path: Path, mode: int) -> None:
+        if self._group is not None:
+            os.chown(path, 0, self._group)
+        path.chmod(mode)
+
+
+def _find(table: dict[str, Manifest], key: str, kind: str) -> Manifest:
+    try:
+        return table[key]
+    except KeyError:
+        hint = f"there are: {', '.join(sorted(table)[:10])}" if table else f"there is no {kind} yet"
+        raise NotFoundError(f"there is no {kind} '{key}'", hint=hint) from None
+
+
+def _write_manifest(directory: Path, manifest: Manifest) -> None:
+    new = directory / f".{MANIFEST}"
+    new.write_text(json.dumps(asdict(manifest), indent=1))
+    _sync(new)
+    new.rename(directory / MANIFEST)
+    _sync(directory)
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    content: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
+    if content.get("format_version") != FORMAT_VERSION:
+        raise IntegrityError(
+            f"{directory} has format {content.get('format_version')}, "
+            f"this version reads {FORMAT_VERSION}"
+        )
+    manifest = structure(content, Manifest)
+    if manifest.id != directory.name:
+        raise IntegrityError(f"{directory} says that it is '{manifest.id}'")
+    return manifest
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
