@@ -15,26 +15,31 @@ _KILL_DEADLINE = 5.0
 
 
 class Child:
-    """A running child process, watched through a pidfd."""
+    """A running child process. It needs an owner; see `owned`."""
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
-        self._pidfd = os.pidfd_open(popen.pid)
+        self._ended = trio.Event()
         self.pid = popen.pid
 
     async def wait(self) -> int:
         """Wait for the end; give the exit status, negative for a signal."""
-        while self._popen.poll() is None:
-            await trio.lowlevel.wait_readable(self._pidfd)
-        return self._popen.returncode
+        await self._ended.wait()
+        return int(self._popen.returncode)
 
-    def send_signal(self, number: int) -> None:
-        """Send a signal; one that has ended gets none."""
-        self._popen.send_signal(number)
+    def kill(self) -> None:
+        """Kill the process; one that has ended is left alone."""
+        self._popen.send_signal(signal.SIGKILL)
 
-    def close(self) -> None:
-        """Forget an ended process."""
-        os.close(self._pidfd)
+    async def reap(self) -> None:
+        """Wait for the end and take the exit status, on behalf of all who `wait`."""
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            while self._popen.poll() is None:
+                await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+        self._ended.set()
 
 
 def spawn(
@@ -73,9 +78,11 @@ def spawn(
 async def owned(child: Child) -> AsyncIterator[Child]:
     """Keep a child for the length of a block; at its end the child is killed and reaped."""
     try:
-        yield child
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child.reap)
+            yield child
+            nursery.cancel_scope.cancel()
     finally:
-        child.send_signal(signal.SIGKILL)
+        child.kill()
         with trio.move_on_after(_KILL_DEADLINE, shield=True):
-            await child.wait()
-        child.close()
+            await child.reap()

@@ -90,7 +90,7 @@ class Vmm(Protocol):
         """Let the vCPUs go on. Legal while the guest is paused."""
 
     async def save_template(self, device_state: Path) -> None:
-        """Save the device state of a booted guest and end it; RAM is in the memory file."""
+        """Halt a booted guest for good and save its device state; RAM is in the memory file."""
 
     async def snapshot(self, target: SnapshotTarget) -> SnapshotFacts:
         """Save a woken guest, in one pause; it goes on if it ran before."""

@@ -136,11 +136,12 @@ class QemuVmm:
         self._running = True
 
     async def save_template(self, device_state: Path) -> None:
-        """Save the device state of a booted guest and end it; RAM is in the memory file."""
+        """Halt a booted guest for good and save its device state; RAM is in the memory file.
+
+        Halting has also written all metadata of the disk layer.
+        """
         await self.pause()
         await self._save_devices(device_state)
-        await self._execute("quit")
-        await self._child.wait()
 
     async def snapshot(self, target: SnapshotTarget) -> SnapshotFacts:
         """Save a woken guest, in one pause; it goes on if it ran before.
