@@ -36,37 +36,31 @@ def make_preamble(token: bytes) -> tuple[bytes, bytes]:
 class MarkerScanner:
     """Looks for a marker in a byte stream, across the borders of chunks.
 
-    Bytes that may be the beginning of the marker are held back until it is clear.
+    Nothing is held back: bytes that may be the beginning of the marker are given out like
+    all others. Whoever reads the stream would otherwise wait for the last byte of a message
+    that happens to be the marker's first, and what a found marker ends is dropped anyway.
     """
 
     def __init__(self, marker: bytes) -> None:
         self._marker = marker
-        self._held = b""
+        self._tail = b""
 
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
-        """Take received bytes; give what is ordinary data, and what follows the marker.
+        """Take received bytes; give what comes before the marker, and what follows it.
 
         The second is None while the marker has not been seen. Afterwards the scanner
         starts over with what is fed next.
         """
-        if self._held:
-            data = self._held + data
-            self._held = b""
-        position = data.find(self._marker)
-        if position >= 0:
-            return data[:position], data[position + len(self._marker) :]
-        keep = self._possible_beginning(data)
-        if keep:
-            self._held = data[-keep:]
-            data = data[:-keep]
+        border = len(self._marker) - 1
+        across = (self._tail + data[:border]).find(self._marker)
+        if across >= 0:
+            rest = data[across + len(self._marker) - len(self._tail) :]
+            self._tail = b""
+            return b"", rest
+        start = data.find(self._marker)
+        if start >= 0:
+            self._tail = b""
+            return data[:start], data[start + len(self._marker) :]
+        end = data if len(data) >= border else self._tail + data
+        self._tail = end[max(len(end) - border, 0) :]
         return data, None
-
-    def _possible_beginning(self, data: bytes) -> int:
-        marker = self._marker
-        tail = data[-(len(marker) - 1) :]
-        position = tail.find(marker[0])
-        while position >= 0:
-            if marker.startswith(tail[position:]):
-                return len(tail) - position
-            position = tail.find(marker[0], position + 1)
-        return 0
