@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from arrakis_rpc.connection import (
 from arrakis_rpc.errors import ArrakisError, UnknownMethodError
 
 
-class Gone(Exception):
+class GoneError(Exception):
     """The client closed the connection."""
 
 
@@ -44,7 +44,7 @@ class Peer:
         try:
             self.sock.sendall(data)
         except OSError as error:
-            raise Gone from error
+            raise GoneError from error
 
     def event(self) -> Event:
         """Wait for the next event."""
@@ -52,9 +52,9 @@ class Peer:
             try:
                 data = self.sock.recv(65536)
             except OSError as error:
-                raise Gone from error
+                raise GoneError from error
             if not data:
-                raise Gone
+                raise GoneError
             self._events += self.connection.receive(data)
         return self._events.pop(0)
 
@@ -81,11 +81,12 @@ class Peer:
 
     def data(self, call: CallReceived, channel: str, data: bytes) -> None:
         """Send data of any length, waiting for credit. Other events are kept for later."""
-        while data:
-            size = min(self.connection.send_window(call.call_id, channel), MAX_CHUNK, len(data))
+        view = memoryview(data)
+        while view:
+            size = min(self.connection.send_window(call.call_id, channel), MAX_CHUNK, len(view))
             if size:
-                self.send(self.connection.send_data(call.call_id, channel, data[:size]))
-                data = data[size:]
+                self.send(self.connection.send_data(call.call_id, channel, bytes(view[:size])))
+                view = view[size:]
                 continue
             kept, self._events = self._events, []
             event = self.event()
@@ -138,9 +139,9 @@ class Server:
         try:
             with sock:
                 self._script(Peer(sock))
-        except Gone:
+        except GoneError:
             pass
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 -- told to the test in `close`
             self.failures.append(error)
 
     def close(self) -> None:
@@ -148,10 +149,8 @@ class Server:
         self._listener.close()
         self._accepting.join()
         for sock in self._peers:
-            try:
+            with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
         for thread in self._threads:
             thread.join(10)
             assert not thread.is_alive(), "the script hangs"
@@ -193,7 +192,7 @@ __all__ = [
     "HEALTH",
     "CallCancelled",
     "CallNotified",
-    "Gone",
+    "GoneError",
     "Peer",
     "Server",
     "answering",

@@ -1,0 +1,139 @@
+"""The entry point: all verbs, and what their failures look like."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Any
+
+import click
+
+from arrakis import __version__
+
+from . import commands, copying, images, snapshots, system, vms
+from .output import complain
+
+_SECTIONS: dict[str, list[click.Command]] = {
+    "Machines": vms.VERBS,
+    "Commands in a machine": commands.VERBS,
+    "Files": copying.VERBS,
+    "Snapshots": snapshots.VERBS,
+    "Images and templates": images.VERBS,
+    "The daemon": system.VERBS,
+}
+
+_EXIT_CODES = """\b
+Exit codes:
+  0  done                            5    a resource of the host does not suffice
+  1  any other error                 6    the daemon cannot be reached
+  2  wrong usage or parameters       7    the guest or its hypervisor failed
+  3  not found                       124  a time limit was exceeded
+  4  exists already, or not legal    130  interrupted by Ctrl+C
+     in the present state
+'run', 'exec' and 'shell' give the exit code of their command, or 128 + the number of
+the signal that ended it."""
+
+_BY_CLASS = {
+    "InvalidParamsError": 2,
+    "NotFoundError": 3,
+    "AlreadyExistsError": 4,
+    "InvalidStateError": 4,
+    "ExhaustedError": 5,
+    "ConnectionLostError": 6,
+    "ProtocolError": 6,
+    "GuestError": 7,
+    "VmmError": 7,
+    "DeadlineError": 124,
+    "CancelledError": 130,
+}
+
+
+class _Verbs(click.Group):
+    """A group whose help lists the verbs by what they are about."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(len(name) for name in self.list_commands(ctx))
+        for title, verbs in _SECTIONS.items():
+            with formatter.section(title):
+                for verb in verbs:
+                    name = f"{verb.name:<{width}}"
+                    formatter.write(f"  {name}  {verb.get_short_help_str(76 - width)}\n")
+
+
+@click.group(
+    cls=_Verbs,
+    commands=[verb for verbs in _SECTIONS.values() for verb in verbs],
+    epilog=_EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--socket",
+    metavar="PATH",
+    help="The daemon's socket.  [default: $ARRAKIS_SOCKET, or /run/arrakis/arrakisd.sock]",
+)
+@click.version_option(__version__, prog_name="arrakis")
+def cli(socket: str | None) -> None:
+    """Disposable microVMs that can be snapshotted, restored and forked.
+
+    A machine's NAME can be given as an argument or with -n.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        # What a guest says may not be writable in this terminal's encoding.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    code = run(arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _reader_gone()
+    sys.exit(code)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; give the exit code, having told of errors on stderr."""
+    try:
+        code: Any = cli.main(arguments, prog_name="arrakis", standalone_mode=False)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        complain(error.format_message(), context and f"'{context.command_path} --help' tells more")
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        return _reader_gone()
+    except Exception as error:  # noqa: BLE001 -- the boundary where errors become words
+        return _fail(error)
+    return code if isinstance(code, int) else 0
+
+
+def _reader_gone() -> int:
+    # As for a program that SIGPIPE ends. What is still buffered has nowhere to go.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+
+
+def _fail(error: Exception) -> int:
+    from arrakis_rpc.errors import ArrakisError, FileOperationError
+
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        complain(f"{where}{error.strerror or error}")
+        return 3 if error.errno == errno.ENOENT else 1
+    if not isinstance(error, ArrakisError):
+        if "ARRAKIS_TRACEBACK" in os.environ:
+            raise error
+        complain(
+            f"a defect of arrakis: {type(error).__name__}: {error}",
+            "set ARRAKIS_TRACEBACK=1 to see where, and report it",
+        )
+        return 1
+    output = error.detail.get("output")
+    complain(f"{error}\n{output}" if isinstance(output, str) else str(error), error.hint)
+    if isinstance(error, FileOperationError) and error.detail.get("errno") == errno.ENOENT:
+        return 3
+    return _BY_CLASS.get(type(error).__name__, 1)

@@ -1,0 +1,196 @@
+"""Verbs on machines: start, stop, list, fork..."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import as_json, manager, maybe_named, named, sandbox, verb
+from .output import age_text, print_fields, print_json, print_table, say
+from .progress import Steps
+
+if TYPE_CHECKING:
+    from arrakis_rpc.daemon_api import VmInfo
+
+
+@verb("start", "arrakis start -n box --memory 1024 --vcpus 2")
+@named
+@click.option("-k", "--kernel", metavar="PATH", help="A kernel on the daemon's host.")
+@click.option("-i", "--initramfs", metavar="PATH", help="An initramfs on the daemon's host.")
+@click.option("-r", "--rootfs", metavar="PATH", help="A root disk on the daemon's host.")
+@click.option("-e", "--entry-point", metavar="CMD", help="A command to start in the background.")
+@click.option("-s", "--snapshot", metavar="ID", help="Restore this snapshot instead.")
+@click.option("--image", metavar="IMAGE", help="The image to start.")
+@click.option("--vcpus", type=int, metavar="N", help="Number of virtual CPUs.")
+@click.option("--memory", "memory_mib", type=int, metavar="MIB", help="Memory in MiB.")
+@click.option("--disk", "disk_mib", type=int, metavar="MIB", help="Writable disk in MiB.")
+@as_json
+def start(name: str, snapshot: str | None, as_json: bool, **options: Any) -> None:
+    """Start a machine; it answers when this returns."""
+    given = {key: value for key, value in options.items() if value is not None}
+    if snapshot is not None and given:
+        raise click.UsageError("a snapshot decides the machine's shape; give --snapshot alone")
+    with Steps() as steps:
+        if snapshot is not None:
+            started = manager().restore(name, snapshot, progress=steps)
+        else:
+            started = manager().start_sandbox(name, progress=steps, **given)
+    report_started(started.info(), as_json)
+
+
+def report_started(info: dict[str, Any], as_json: bool) -> None:
+    """Tell of a machine that has come up."""
+    if as_json:
+        print_json(info)
+    else:
+        say(f"started {info['name']}" + (f" at {info['ip']}" if info["ip"] else ""))
+
+
+@verb("stop", "arrakis stop box")
+@named
+@as_json
+def stop(name: str, as_json: bool) -> None:
+    """Shut a machine down; it stays listed."""
+    sandbox(name).stop()
+    _report(name, "stopped", as_json)
+
+
+@verb("pause", "arrakis pause box")
+@named
+@as_json
+def pause(name: str, as_json: bool) -> None:
+    """Halt a running machine's CPUs; it keeps its memory."""
+    sandbox(name).pause()
+    _report(name, "paused", as_json)
+
+
+@verb("resume", "arrakis resume box")
+@named
+@as_json
+def resume(name: str, as_json: bool) -> None:
+    """Let a paused machine go on."""
+    sandbox(name).resume()
+    _report(name, "resumed", as_json)
+
+
+@verb("destroy", "arrakis destroy box")
+@named
+@as_json
+def destroy(name: str, as_json: bool) -> None:
+    """End a machine and free all it used; its snapshots stay."""
+    sandbox(name).destroy()
+    _report(name, "destroyed", as_json)
+
+
+@verb("destroy-all", "arrakis destroy-all")
+@as_json
+def destroy_all(as_json: bool) -> None:
+    """End all machines; their snapshots stay."""
+    manager().destroy_all()
+    if as_json:
+        print_json({"done": "destroyed"})
+    else:
+        say("destroyed all machines")
+
+
+def _report(name: str, done: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"name": name, "done": done})
+    else:
+        say(f"{done} {name}")
+
+
+@verb("list", "arrakis list\narrakis list -n box --json")
+@maybe_named
+@as_json
+def list_(name: str | None, as_json: bool) -> None:
+    """List one machine in full, or all."""
+    if name is None:
+        list_machines(as_json)
+    else:
+        describe_machine(name, as_json)
+
+
+@verb("list-all", "arrakis list-all --json")
+@as_json
+def list_all(as_json: bool) -> None:
+    """List all machines."""
+    list_machines(as_json)
+
+
+def list_machines(as_json: bool) -> None:
+    """Print all machines."""
+    found = manager().describe_all()
+    if as_json:
+        print_json(found)
+    else:
+        print_table(
+            ("NAME", "STATUS", "IP", "VCPUS", "MIB", "IMAGE", "SNAPSHOT", "CREATED"),
+            [_row(vm) for vm in found],
+        )
+
+
+def _row(vm: VmInfo) -> tuple[object, ...]:
+    status = vm.status if vm.failure is None else f"{vm.status} (failed)"
+    return (
+        vm.name,
+        status,
+        vm.ip or "-",
+        vm.vcpus,
+        vm.memory_mib,
+        vm.image,
+        vm.snapshot or "-",
+        age_text(vm.created),
+    )
+
+
+def describe_machine(name: str, as_json: bool) -> None:
+    """Print one machine."""
+    info = sandbox(name).info()
+    if as_json:
+        print_json(info)
+        return
+    failure = info["failure"] or {"reason": None, "console": []}
+    print_fields(
+        [
+            ("Name", info["name"]),
+            ("Status", info["status"]),
+            ("IP address", info["ip"]),
+            ("Tap device", info["tap_device_name"]),
+            ("Image", info["image"]),
+            ("Snapshot", info["snapshot"]),
+            ("vCPUs", info["vcpus"]),
+            ("Memory", f"{info['memory_mib']} MiB"),
+            ("Disk", f"{info['disk_mib']} MiB"),
+            ("Created", age_text(info["created"])),
+            ("VMM's pid", info["pid"]),
+            ("Failure", failure["reason"]),
+        ]
+    )
+    for line in failure["console"]:
+        say(f"  | {line}")
+    for port in info.get("port_forwards", []):
+        say(f"Port {port['host_port']} -> {port['guest_port']}: {port['description']}")
+
+
+@verb("fork", "arrakis fork box -c 3\narrakis fork box -c 2 --as left --as right")
+@named
+@click.option("-c", "--count", type=int, metavar="N", help="How many.  [default: 1]")
+@click.option("--as", "names", multiple=True, metavar="NAME", help="A sibling's name; repeatable.")
+@as_json
+def fork(name: str, count: int | None, names: tuple[str, ...], as_json: bool) -> None:
+    """Make siblings of a machine that runs; prints their names."""
+    if count is None:
+        count = len(names) or 1
+    elif names and len(names) != count:
+        raise click.UsageError(f"{len(names)} names for {count} siblings")
+    siblings = sandbox(name).fork(count, names or None)
+    if as_json:
+        print_json([sibling.info() for sibling in siblings])
+    else:
+        for sibling in siblings:
+            say(sibling.name)
+
+
+VERBS = [start, stop, pause, resume, destroy, destroy_all, list_, list_all, fork]
