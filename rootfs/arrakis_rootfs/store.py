@@ -1,0 +1,249 @@
+"""Where images are kept.
+
+    <root>/<digest>/{rootfs.erofs,manifest.json}     an image, named by the digest of its bytes
+    <root>/names/<name>                              JSON: the digest that a name means
+    <root>/.new-*                                    one that somebody is making
+
+The first root is this store's own. Further ones are shared and only read: what `scripts/setup`
+builds once for the machine, each daemon finds there. An image is complete or absent: everything
+is written and synced in a temporary directory and renamed into place; the name comes last.
+"""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import trio
+from attrs import frozen
+
+from arrakis_rootfs.errors import ImageDamagedError, ImageNotFoundError
+from arrakis_rootfs.files import hash_file, lock, sync, try_lock, write_json
+from arrakis_rootfs.image import (
+    FORMAT_VERSION,
+    Image,
+    ImageDetails,
+    Manifest,
+    check_name,
+    is_digest,
+    is_name,
+    structure,
+    unstructure,
+)
+
+ROOTFS = "rootfs.erofs"
+
+_MANIFEST = "manifest.json"
+_NAMES = "names"
+_TEMPORARY = ".new-"
+_CLEANUP_SECONDS = 30.0
+
+
+@frozen
+class _Name:
+    """The content of a file under `names`."""
+
+    digest: str
+
+
+class ImageStore:
+    """Images in one directory of one's own and any number of shared ones.
+
+    Reading is synchronous: a few small local files. Whatever takes long is async and runs in a
+    thread. Two processes may use the same directories.
+    """
+
+    def __init__(self, *roots: Path) -> None:
+        if not roots:
+            raise ValueError("an image store needs at least one directory")
+        self._root = roots[0].absolute()
+        self._roots = tuple(dict.fromkeys(root.absolute() for root in roots))
+
+    def list(self) -> tuple[Image, ...]:
+        """Return all named images, sorted by name; a name in an earlier root hides later ones."""
+        names = {path.name for root in self._roots for path in self._names(root)}
+        return tuple(self.resolve(name) for name in sorted(names))
+
+    def resolve(self, name_or_digest: str) -> Image:
+        """Return the image with this name or digest.
+
+        Raises ImageNameError, ImageNotFoundError, or ImageDamagedError when its files are not
+        what was published (the size is checked here, the content by `verify`).
+        """
+        if is_digest(name_or_digest):
+            return self._load(name_or_digest, name=None)
+        name = check_name(name_or_digest)
+        for root in self._roots:
+            path = root / _NAMES / name
+            try:
+                data = json.loads(path.read_bytes())
+            except FileNotFoundError:
+                continue
+            except ValueError as error:
+                raise ImageDamagedError(f"{path} is damaged: {error}") from error
+            return self._load(structure(data, _Name, path).digest, name=name)
+        raise ImageNotFoundError(f"there is no image {name!r}")
+
+    def contains(self, name_or_digest: str) -> bool:
+        """Tell whether there is an image with this name or digest; raises ImageNameError."""
+        try:
+            self.resolve(name_or_digest)
+        except ImageNotFoundError:
+            return False
+        return True
+
+    async def verify(self, image: Image) -> None:
+        """Raise ImageDamagedError when a byte of the image is not what was published."""
+        if await trio.to_thread.run_sync(hash_file, image.path) != image.digest:
+            raise ImageDamagedError(f"{image.path} is damaged: its content changed")
+
+    @asynccontextmanager
+    async def workspace(self) -> AsyncIterator[Path]:
+        """Provide a temporary directory to make an image in; `publish` takes it away.
+
+        It is removed at the end in any case, and by the next `sweep` if this process is killed.
+        """
+        with ExitStack() as stack:
+            directory = await trio.to_thread.run_sync(self._new_directory, stack)
+            try:
+                yield directory
+            finally:
+                with trio.move_on_after(_CLEANUP_SECONDS, shield=True):
+                    await trio.to_thread.run_sync(
+                        partial(shutil.rmtree, directory, ignore_errors=True)
+                    )
+
+    async def publish(self, directory: Path, *, name: str, details: ImageDetails) -> Image:
+        """Make an image of the `rootfs.erofs` in a workspace, under a name that may exist.
+
+        An image of the same content is the same image: the older files and details stay.
+        Either all of it happens or, when cancelled in time, nothing.
+        """
+        check_name(name)
+        digest = await trio.to_thread.run_sync(hash_file, directory / ROOTFS)
+        await trio.to_thread.run_sync(sync, directory / ROOTFS)
+        await trio.lowlevel.checkpoint()
+        # From here on it is one short piece of work that no cancellation can cut in two.
+        await trio.to_thread.run_sync(self._publish, directory, digest, name, details)
+        return self.resolve(name)
+
+    async def delete(self, name: str) -> None:
+        """Forget a name. Its files stay for those who use them by digest, until `collect`.
+
+        Raises ImageNotFoundError, also when only a shared directory knows the name.
+        """
+        path = self._root / _NAMES / check_name(name)
+        try:
+            await trio.to_thread.run_sync(path.unlink)
+        except FileNotFoundError:
+            raise ImageNotFoundError(f"there is no image {name!r} in {self._root}") from None
+
+    async def collect(self, in_use: Collection[str]) -> tuple[str, ...]:
+        """Remove this store's own images that have no name and whose digest is not in use.
+
+        Returns the digests removed.
+        """
+        return await trio.to_thread.run_sync(self._collect, frozenset(in_use))
+
+    async def sweep(self) -> None:
+        """Remove what killed processes left half made, sparing what living ones are making."""
+        await trio.to_thread.run_sync(self._sweep)
+
+    def _names(self, root: Path) -> tuple[Path, ...]:
+        try:
+            entries = sorted((root / _NAMES).iterdir())
+        except FileNotFoundError:
+            return ()
+        return tuple(path for path in entries if is_name(path.name))
+
+    def _load(self, digest: str, *, name: str | None) -> Image:
+        for root in self._roots:
+            directory = root / digest
+            if not is_digest(digest) or not directory.is_dir():
+                continue
+            try:
+                data = json.loads((directory / _MANIFEST).read_bytes())
+                size = (directory / ROOTFS).stat().st_size
+            except (OSError, ValueError) as error:
+                raise ImageDamagedError(f"{directory} is damaged: {error}") from error
+            manifest = structure(data, Manifest, directory / _MANIFEST)
+            if (manifest.format_version, manifest.digest) != (FORMAT_VERSION, digest):
+                raise ImageDamagedError(f"{directory / _MANIFEST} describes another image")
+            if manifest.size != size:
+                raise ImageDamagedError(f"{directory / ROOTFS} is damaged: its size changed")
+            return Image(
+                name=name,
+                digest=digest,
+                path=directory / ROOTFS,
+                size=size,
+                created=manifest.created,
+                details=manifest.details,
+            )
+        what = f"the name {name!r} means the image {digest}, which" if name else f"image {digest}"
+        raise ImageNotFoundError(f"{what} is not in {', '.join(map(str, self._roots))}")
+
+    def _new_directory(self, lifetime: ExitStack) -> Path:
+        """Make a workspace and lock it, which tells every sweep that its owner is alive."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        with self._exclusive():
+            directory = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self._root))
+            lifetime.enter_context(try_lock(directory))
+        return directory
+
+    def _publish(self, directory: Path, digest: str, name: str, details: ImageDetails) -> None:
+        rootfs = directory / ROOTFS
+        # Nobody has a reason to write into an image ever again.
+        rootfs.chmod(0o444)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            digest=digest,
+            size=rootfs.stat().st_size,
+            created=time.time(),
+            details=details,
+        )
+        write_json(directory / _MANIFEST, unstructure(manifest))
+        sync(directory)
+        directory.chmod(0o755)
+        with self._exclusive() as names:
+            if not (self._root / digest).exists():
+                directory.rename(self._root / digest)
+                sync(self._root)
+            temporary = names / f"{_TEMPORARY}{name}"
+            write_json(temporary, unstructure(_Name(digest)))
+            temporary.rename(names / name)
+            sync(names)
+
+    def _collect(self, in_use: frozenset[str]) -> tuple[str, ...]:
+        removed = []
+        with self._exclusive():
+            named = {self.resolve(path.name).digest for path in self._names(self._root)}
+            for directory in sorted(self._root.iterdir()):
+                if is_digest(directory.name) and directory.name not in named | in_use:
+                    # Renamed first: an image that is half removed must not be found.
+                    doomed = directory.rename(self._root / f"{_TEMPORARY}{directory.name}")
+                    shutil.rmtree(doomed)
+                    removed.append(directory.name)
+        return tuple(removed)
+
+    def _sweep(self) -> None:
+        if not self._root.is_dir():
+            return
+        with self._exclusive() as names:
+            for leftover in names.glob(f"{_TEMPORARY}*"):
+                leftover.unlink()
+            for leftover in self._root.glob(f"{_TEMPORARY}*"):
+                with try_lock(leftover) as abandoned:
+                    if abandoned:
+                        shutil.rmtree(leftover)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[Path]:
+        """Hold the store's lock, for the short changes that must not meet another process's."""
+        names = self._root / _NAMES
+        names.mkdir(exist_ok=True)
+        with lock(names):
+            yield names
