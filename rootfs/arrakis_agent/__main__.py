@@ -15,6 +15,7 @@ from arrakis_rpc.guest_api import WORK_DIR
 
 from .commands import Commands
 from .device import open_port
+from .files import Files
 from .health import HealthReporter
 from .identity import IdentityKeeper
 from .kernel import LinuxKernel
@@ -25,6 +26,7 @@ from .session import Handler
 from .sessions import Sessions, TokenFile
 from .spawn import Spawner
 from .tools import Tools
+from .transfer import Transfer
 from .warmup import warm_up
 
 _COLLECT_EVERY = 50_000
@@ -59,9 +61,17 @@ async def _serve(options: argparse.Namespace) -> None:
         spawner = Spawner(options.work_dir)
         tools = Tools(spawner, poller)
         root = Path("/")
+        files = Files(options.work_dir, tools.run)
+        transfer = Transfer(options.work_dir)
         handlers: dict[str, Handler] = {
             "agent.health": HealthReporter(root, tools.run).report,
             "exec.run": Commands(spawner, poller).run,
+            "file.list": files.list,
+            "file.mkdir": files.mkdir,
+            "file.read": transfer.read,
+            "file.remove": files.remove,
+            "file.stat": files.stat,
+            "file.write": transfer.write,
             "identity.apply": IdentityKeeper(root, LinuxKernel(), Networks(root, tools.run)).apply,
         }
         warm_up()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from arrakis_rpc.guest_api import Health, Nothing
 
 from .call import Call
-
-RunTool = Callable[[Sequence[str], bytes], Awaitable[tuple[int, bytes]]]
+from .tools import RunTool
 
 _STARTED = {b"running", b"degraded"}
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from arrakis_rpc.errors import GuestError, InvalidParamsError, NotFoundError
 from arrakis_rpc.guest_api import Network
 
-RunTool = Callable[[Sequence[str], bytes], Awaitable[tuple[int, bytes]]]
+from .tools import RunTool
 
 
 class Networks:

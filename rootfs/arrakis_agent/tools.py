@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from arrakis_rpc.guest_api import ExecSpec
@@ -12,6 +12,8 @@ from arrakis_rpc.guest_api import ExecSpec
 from .poller import Poller, wake
 from .process import Process
 from .spawn import Action, Spawner
+
+RunTool = Callable[[Sequence[str], bytes], Awaitable[tuple[int, bytes]]]
 
 _LONGEST_OUTPUT = 64 * 1024
 
