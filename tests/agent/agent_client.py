@@ -135,7 +135,7 @@ class Host:
         token = new_token()
         result = self.call("agent.hello", Hello(versions=[PROTOCOL_VERSION], token=token))
         self.token = token
-        return result
+        return structure(result, HelloResult)
 
     def receive_bytes(self) -> bytes:
         data = self.agent.socket.recv(1 << 20)
@@ -164,8 +164,12 @@ class Host:
         deadline = time.monotonic() + DEADLINE
         while not (value := condition()):
             assert time.monotonic() < deadline, "nothing came of it"
-            self._take(self.receive_bytes())
+            self.take()
         return value
+
+    def take(self) -> None:
+        """Receive once."""
+        self._take(self.receive_bytes())
 
     def _take(self, data: bytes) -> None:
         for event in self.connection.receive(data):

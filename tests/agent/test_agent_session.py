@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 from agent_client import AgentProcess, Host
+from agent_waiting import is_gone, wait_until_gone
 
 import arrakis_agent
 from arrakis_rpc import PROTOCOL_VERSION
@@ -23,27 +23,12 @@ from arrakis_rpc.guest_api import ExecSpec, Health, Hello
 from arrakis_rpc.resync import FIRST_TOKEN, make_preamble, new_token
 
 
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended, be it that nobody has reaped it yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def wait_until_gone(pid: int, seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_gone(pid):
-        assert time.monotonic() < deadline, f"process {pid} is still there"
-        time.sleep(0.01)
-
-
 def test_hello(agent: AgentProcess) -> None:
     """The agent answers the first call with its version and that of its Python."""
     result = agent.host.open()
-    assert result["version"] == PROTOCOL_VERSION
-    assert result["agent"] == f"arrakis-agent {arrakis_agent.__version__}"
-    assert result["python"].startswith("3.")
+    assert result.version == PROTOCOL_VERSION
+    assert result.agent == f"arrakis-agent {arrakis_agent.__version__}"
+    assert result.python.startswith("3.")
 
 
 def test_first_call_is_hello(agent: AgentProcess) -> None:
@@ -123,7 +108,7 @@ def test_second_preamble_at_once(agent: AgentProcess) -> None:
     """A host that gives up and begins again at once is served by the second attempt."""
     first, _ = make_preamble(FIRST_TOKEN)
     agent.host.resync(before=first + b"\0\0")
-    assert agent.host.open()["version"] == PROTOCOL_VERSION
+    assert agent.host.open().version == PROTOCOL_VERSION
 
 
 def test_token_rotates(host: Host) -> None:
