@@ -22,11 +22,11 @@ from arrakis_rpc.connection import (
     DataReceived,
     Event,
 )
-from arrakis_rpc.converter import structure
 from arrakis_rpc.errors import ArrakisError, InvalidStateError, ProtocolError
 from arrakis_rpc.operations import Operation
 
 from ._pool import Pool
+from ._wire import understand
 
 Item: TypeAlias = DataReceived | CallNotified
 
@@ -85,7 +85,7 @@ class Call:
         """Give the result of a call that is over, or raise the error it ended with."""
         match self._answer:
             case CallSucceeded(_, result):
-                return structure(result, self.operation.result)
+                return understand(result, self.operation.result)
             case CallFailed(_, error):
                 raise error
         if self._failure is not None:

@@ -13,7 +13,7 @@ from arrakis_rpc.operations import DAEMON
 
 from ._call import Call
 from ._pool import Pool
-from ._wire import find_socket
+from ._wire import find_socket, understand
 
 OnProgress = Callable[[Progress], None]
 
@@ -79,7 +79,7 @@ def _send_body(
 
 def _report(item: object, progress: OnProgress | None) -> None:
     if progress is not None and isinstance(item, CallNotified) and item.method == "call.progress":
-        progress(structure(item.params, Progress))
+        progress(understand(item.params, Progress))
 
 
 def without_none(**fields: Any) -> dict[str, Any]:

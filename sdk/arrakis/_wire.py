@@ -18,7 +18,12 @@ from arrakis_rpc import PROTOCOL_VERSION
 from arrakis_rpc.connection import CallFailed, CallSucceeded, Connection, Event, Role
 from arrakis_rpc.converter import structure
 from arrakis_rpc.daemon_api import SystemHelloResult
-from arrakis_rpc.errors import ConnectionLostError, InvalidStateError, ProtocolError
+from arrakis_rpc.errors import (
+    ConnectionLostError,
+    InvalidParamsError,
+    InvalidStateError,
+    ProtocolError,
+)
 
 from . import __version__
 
@@ -41,29 +46,57 @@ def connect(path: str) -> socket.socket:
     """Connect to the daemon's socket; the errors say what to do about them."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.settimeout(CONNECT_SECONDS)
-        sock.connect(path)
         sock.setblocking(False)
-    except (FileNotFoundError, ConnectionRefusedError) as error:
-        sock.close()
-        what = "there is no socket" if isinstance(error, FileNotFoundError) else "nothing listens"
-        raise ConnectionLostError(f"no daemon: {what} at {path}", hint=_START_HINT) from error
-    except PermissionError as error:
-        sock.close()
-        raise ConnectionLostError(
-            f"no permission to use {path}",
-            hint="join its group: 'sudo usermod -aG arrakis $USER', then log in again",
-        ) from error
+        _connect(sock, path)
     except OSError as error:
         sock.close()
-        reason = "it does not accept connections" if isinstance(error, TimeoutError) else error
-        raise ConnectionLostError(
-            f"cannot connect to {path}: {reason}", hint=_START_HINT
-        ) from error
+        raise _explained(error, path) from error
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _connect(sock: socket.socket, path: str) -> None:
+    until = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            sock.connect(path)
+            return
+        except BlockingIOError:
+            # Its queue is full. There is no way to be told when it no longer is.
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
+def _explained(error: OSError, path: str) -> ConnectionLostError:
+    match error:
+        case FileNotFoundError():
+            message = f"no daemon: there is no socket at {path}"
+        case ConnectionRefusedError():
+            message = f"no daemon: nothing listens at {path}"
+        case BlockingIOError():
+            message = f"the daemon at {path} accepts no connections"
+        case PermissionError():
+            return ConnectionLostError(
+                f"no permission to use {path}",
+                hint="join its group: 'sudo usermod -aG arrakis $USER', then log in again",
+            )
+        case _:
+            message = f"cannot connect to {path}: {error}"
+    return ConnectionLostError(message, hint=_START_HINT)
+
+
+def understand(value: object, kind: Any) -> Any:
+    """Structure what the daemon said; a form that is not the agreed one is its fault."""
+    try:
+        return structure(value, kind)
+    except InvalidParamsError as error:
+        raise ProtocolError(
+            f"the daemon's answer is not understood: {error}",
+            hint="install the same version of both",
+        ) from error
 
 
 class Wire:
@@ -196,7 +229,7 @@ class Wire:
     def _check_greeting(self, event: Event) -> None:
         match event:
             case CallSucceeded(self._greeting, result):
-                answer = structure(result, SystemHelloResult)
+                answer: SystemHelloResult = understand(result, SystemHelloResult)
                 if answer.version != PROTOCOL_VERSION:
                     raise ProtocolError(
                         f"the daemon {answer.daemon} chose version {answer.version} of the "

@@ -8,7 +8,6 @@ from functools import cached_property
 from types import TracebackType
 
 from arrakis_rpc.connection import CallNotified
-from arrakis_rpc.converter import structure
 from arrakis_rpc.daemon_api import (
     Event,
     SystemDoctor,
@@ -21,6 +20,7 @@ from arrakis_rpc.errors import InvalidParamsError, UnsupportedError
 
 from ._call import Call
 from ._client import Client, OnProgress, without_none
+from ._wire import understand
 from .sandbox import Sandbox
 from .stores import Images, Snapshots, Templates
 
@@ -191,7 +191,8 @@ def _events(call: Call) -> Iterator[Event]:
     try:
         while (item := call.take()) is not None:
             if isinstance(item, CallNotified) and item.method == "event":
-                yield structure(item.params, Event)
+                event: Event = understand(item.params, Event)
+                yield event
         call.result()
     finally:
         call.close()

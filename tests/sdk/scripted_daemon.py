@@ -9,17 +9,17 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from arrakis import Sandbox, SandboxManager
 from arrakis_rpc.connection import (
     MAX_CHUNK,
-    CallCancelled,
-    CallNotified,
     CallReceived,
     Connection,
-    CreditReceived,
     DataReceived,
     Event,
     Role,
@@ -62,9 +62,8 @@ class Peer:
         """Wait for a call, having answered the greeting before it."""
         while True:
             event = self.event()
-            if isinstance(event, CreditReceived):
-                continue  # for data of the call before, whose answer it crossed
-            assert isinstance(event, CallReceived), event
+            if not isinstance(event, CallReceived):
+                continue  # it belongs to the call before, whose answer it crossed
             if greet and event.method == "system.hello":
                 self.answer(event, {"version": 1, "daemon": "peer"})
             else:
@@ -104,7 +103,7 @@ class Peer:
                     return bytes(taken)
 
 
-Script = Callable[[Peer], None]
+Script = Callable[[Peer], object]
 
 
 class Server:
@@ -144,25 +143,47 @@ class Server:
         except BaseException as error:  # noqa: BLE001 -- told to the test in `close`
             self.failures.append(error)
 
-    def close(self) -> None:
+    @property
+    def manager(self) -> SandboxManager:
+        return SandboxManager(socket=self.path)
+
+    @property
+    def sandbox(self) -> Sandbox:
+        return Sandbox(self.manager._client, "box")
+
+    def stop_listening(self) -> None:
+        self.path.unlink()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._accepting.join()
+
+    def hang_up(self) -> None:
+        """Close all connections."""
         for sock in self._peers:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        if self.path.exists():
+            self.stop_listening()
+        self.hang_up()
         for thread in self._threads:
             thread.join(10)
             assert not thread.is_alive(), "the script hangs"
         assert not self.failures, self.failures
 
 
-@contextmanager
-def serve(path: Path, script: Script) -> Iterator[Server]:
-    server = Server(path, script)
-    try:
-        yield server
-    finally:
+@pytest.fixture
+def scripted(tmp_path: Path) -> Iterator[Callable[[Script], Server]]:
+    """Start a scripted daemon; its script must have ended without an error afterwards."""
+    servers: list[Server] = []
+
+    def start(script: Script) -> Server:
+        servers.append(Server(tmp_path / f"{len(servers)}.sock", script))
+        return servers[-1]
+
+    yield start
+    for server in servers:
         server.close()
 
 
@@ -187,14 +208,19 @@ def answering(**results: Any) -> Script:
 HEALTH = {"status": "healthy", "timestamp": 1.0, "uptime": 2.0, "vms": {"RUNNING": 1}}
 EXITED = {"pid": 7, "exit_code": 0, "signal": None, "timed_out": False, "duration": 0.5}
 
-__all__ = [
-    "EXITED",
-    "HEALTH",
-    "CallCancelled",
-    "CallNotified",
-    "GoneError",
-    "Peer",
-    "Server",
-    "answering",
-    "serve",
-]
+VM = {
+    "name": "box",
+    "status": "RUNNING",
+    "image": "base",
+    "vcpus": 1,
+    "memory_mib": 512,
+    "disk_mib": 1024,
+    "created": 1.0,
+    "ip": "10.20.1.2/24",
+    "tap_device_name": "tap0",
+}
+
+
+def completed(**changes: Any) -> dict[str, Any]:
+    """Make the result of a command that succeeded, but for the changes."""
+    return {**EXITED, **changes}

@@ -1,0 +1,3 @@
+"""The scripted daemon as a fixture."""
+
+from scripted_daemon import scripted as scripted
