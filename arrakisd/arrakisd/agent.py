@@ -44,6 +44,7 @@ class GuestAgent:
         self._tokens = [resync_token]
         self._channel: Channel | None = None
         self._peer: CallerPeer | None = None
+        self._opening = trio.Event()
         self._ready = trio.Event()
 
     @property
@@ -72,38 +73,46 @@ class GuestAgent:
     async def _run_session(self, deadline: float) -> None:
         async with self._open_channel() as channel, trio.open_nursery() as nursery:
             self._channel = channel
-            peer = CallerPeer(channel)
+            self._peer = peer = _SessionPeer(channel, self._tokens[0])
+            token = new_token()
+            self._tokens.append(token)
+            hello = Hello(versions=[PROTOCOL_VERSION], token=token)
             try:
                 with trio.fail_after(deadline):
-                    rest = await _find_session(channel, self._tokens[0])
-                    nursery.start_soon(_run_to_the_end, peer, rest)
-                    token = new_token()
-                    self._tokens.append(token)
-                    hello = Hello(versions=[PROTOCOL_VERSION], token=token)
-                    await peer.call("agent.hello", unstructure(hello))
-                    self._tokens = [token]
-                self._peer = peer
+                    nursery.start_soon(peer.run)
+                    async with peer.open_call("agent.hello", unstructure(hello)) as streams:
+                        self._opening.set()
+                        await receive_answer(streams)
+                self._tokens = [token]
                 self._ready.set()
                 await trio.sleep_forever()
             finally:
                 self._peer = None
-                self._ready = trio.Event()
+                self._opening, self._ready = trio.Event(), trio.Event()
 
     async def wait_ready(self, deadline: float) -> None:
         """Wait until a session is open; raise `GuestError` after ``deadline`` seconds."""
         with trio.move_on_after(deadline):
             await self._ready.wait()
-        if self._peer is None:
-            raise GuestError(
-                f"the agent in VM '{self._vm}' does not answer",
-                vm=self._vm,
-                hint="the guest may hang or be out of memory; 'destroy' works all the same",
-            )
+        if not self._ready.is_set():
+            raise self._silent()
+
+    def _silent(self) -> GuestError:
+        return GuestError(
+            f"the agent in VM '{self._vm}' does not answer",
+            vm=self._vm,
+            hint="the guest may hang or be out of memory; 'destroy' works all the same",
+        )
 
     @asynccontextmanager
     async def open_call(self, method: str, args: object) -> AsyncIterator[CallStreams]:
         """Make a streaming call; leaving the block early cancels it in the guest."""
         await self.wait_ready(_HANDSHAKE_DEADLINE)
+        async with self._open_call(method, args) as streams:
+            yield streams
+
+    @asynccontextmanager
+    async def _open_call(self, method: str, args: object) -> AsyncIterator[CallStreams]:
         assert self._peer is not None
         try:
             async with self._peer.open_call(method, unstructure(args)) as streams:
@@ -117,6 +126,18 @@ class GuestAgent:
         """Make a call without streams; give its typed result."""
         async with self.open_call(method, args) as streams:
             return self.typed_result(method, await receive_answer(streams))
+
+    async def call_first(self, method: str, args: object, deadline: float) -> Any:
+        """Make the first call of the first session.
+
+        It is sent together with the preamble and the greeting: under emulation each time
+        that the guest has to wake up counts. Raises `GuestError` after ``deadline`` seconds.
+        """
+        with trio.move_on_after(deadline):
+            await self._opening.wait()
+            async with self._open_call(method, args) as streams:
+                return self.typed_result(method, await receive_answer(streams))
+        raise self._silent()
 
     def typed_result(self, method: str, result: object) -> Any:
         """Structure what the guest answered; raise `GuestError` for nonsense."""
@@ -137,18 +158,22 @@ class GuestAgent:
             yield
 
 
-async def _run_to_the_end(peer: CallerPeer, first: bytes) -> None:
-    await peer.run(first)
-    raise ProtocolError("the channel ended")
+class _SessionPeer(CallerPeer):
+    """A session: opened by a preamble, begun where the guest answers it."""
 
+    def __init__(self, channel: Channel, token: bytes) -> None:
+        super().__init__(channel)
+        preamble, nonce = make_preamble(token)
+        self._scanner = MarkerScanner(nonce)
+        self.queue(preamble)
 
-async def _find_session(channel: Channel, token: bytes) -> bytes:
-    """Open a session; give what the agent already sent in it, after its answer."""
-    preamble, nonce = make_preamble(token)
-    await channel.send_all(preamble)
-    scanner = MarkerScanner(nonce)
-    while data := await channel.receive_some():
-        _, rest = scanner.feed(data)
-        if rest is not None:
-            return rest
-    raise ProtocolError("the channel ended")
+    async def run(self) -> None:
+        await super().run()
+        raise ProtocolError("the channel ended")
+
+    async def _find_beginning(self) -> bytes:
+        while data := await self._stream.receive_some():
+            _, rest = self._scanner.feed(bytes(data))
+            if rest is not None:
+                return rest
+        raise ProtocolError("the channel ended")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import tarfile
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import trio
-from arrakis_rootfs.builder import ImageBuildProgress, build_image
 
 from arrakis_rootfs import errors as image_errors
+from arrakis_rootfs.builder import ImageBuildProgress, build_image
 from arrakis_rootfs.image import Image
 from arrakis_rootfs.store import ImageStore
 from arrakis_rpc import errors
@@ -20,6 +20,7 @@ from arrakis_rpc.daemon_api import ImageBuild, ImageInfo, ImageList
 
 from .peer import CallStreams
 
+_BACKLOG = 256
 _HINT_BASE = "scripts/setup builds the 'base' image; 'arrakis image list' shows what there is"
 
 _TRANSLATION: tuple[tuple[type[Exception], type[errors.ArrakisError], str | None], ...] = (
@@ -74,18 +75,27 @@ class ImageService:
             await _receive_context(streams, Path(directory) / "context.tar", context)
             dockerfile = _inside(context, params.dockerfile)
 
-            async def report(step: ImageBuildProgress) -> None:
-                await progress(step.text, step.step, step.total)
+            steps, reports = trio.open_memory_channel[ImageBuildProgress](_BACKLOG)
 
-            with translated():
-                image = await build_image(
-                    self._store,
-                    name=params.name,
-                    context=context,
-                    dockerfile=dockerfile,
-                    build_args=params.build_args,
-                    progress=report,
-                )
+            def report(step: ImageBuildProgress) -> None:
+                with suppress(trio.WouldBlock):  # a slow reader misses lines
+                    steps.send_nowait(step)
+
+            async def pass_on() -> None:
+                async for step in reports:
+                    await progress(step.text, step.step, step.total)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pass_on)
+                with translated(), steps:
+                    image = await build_image(
+                        self._store,
+                        name=params.name,
+                        context=context,
+                        dockerfile=dockerfile,
+                        build_args=params.build_args,
+                        progress=report,
+                    )
         return _described(image)
 
 

@@ -114,6 +114,8 @@ class Machine:
             self._note_failure(error)
         finally:
             self._vmm = self._agent = None
+            with trio.move_on_after(_CLEANUP_DEADLINE, shield=True):
+                await trio.to_thread.run_sync(self._store.collect_layers)
             self.states.move(VmState.STOPPED)
             self.ended.set()
 
@@ -134,7 +136,6 @@ class Machine:
         finally:
             with trio.move_on_after(_CLEANUP_DEADLINE, shield=True):
                 await trio.to_thread.run_sync(shutil.rmtree, directory, True)
-                await trio.to_thread.run_sync(self._store.collect_layers)
 
     @asynccontextmanager
     async def _awake(self, directory: Path) -> AsyncIterator[None]:
@@ -164,8 +165,8 @@ class Machine:
             token = bytes.fromhex(source.resync_token)
             self._agent = GuestAgent(self.name, vmm.open_channel, token)
             nursery.start_soon(self._agent.run)
-            await self._agent.wait_ready(self._config.start_timeout)
-            await self._agent.call("identity.apply", make_identity(self.name))
+            identity = make_identity(self.name)
+            await self._agent.call_first("identity.apply", identity, self._config.start_timeout)
             yield
             nursery.cancel_scope.cancel()
 
@@ -253,8 +254,8 @@ class Machine:
             async with self._agent.quiet():
                 token = self._agent.resync_token
                 facts = await self._vmm.snapshot(target)
-        self._store.freeze_layer(self._layer, active_layer(directory, self._layer))
         self._layers.append(self._layer)
+        self._store.freeze_layer(self._layer, active_layer(directory, self._layer))
         self._layer = next_layer
         shutil.move(device_state, parts / DEVICE_STATE)
         manifest = Manifest(

@@ -119,16 +119,15 @@ class Peer:
         self._room = trio.Event()
         self._closed = False
 
-    async def run(self, first: bytes = b"") -> None:
+    async def run(self) -> None:
         """Read and write until the stream ends or breaks, or the other end breaks the rules.
 
-        ``first`` is what was already read from the stream. Returns at an orderly end;
-        raises `ProtocolError`, or trio's stream errors.
+        Returns at an orderly end; raises `ProtocolError`, or trio's stream errors.
         """
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
-                self._dispatch(first)
+                self._dispatch(await self._find_beginning())
                 while data := await self._stream.receive_some(_READ_SIZE):
                     self._dispatch(bytes(data))
                 nursery.cancel_scope.cancel()
@@ -137,6 +136,10 @@ class Peer:
             self._room.set()
             for call in list(self._calls.values()):
                 call.close()
+
+    async def _find_beginning(self) -> bytes:
+        """Skip what is not part of this conversation; give the first bytes that are."""
+        return b""
 
     def _dispatch(self, data: bytes) -> None:
         for event in self.connection.receive(data):

@@ -50,9 +50,12 @@ class _ClientPeer(Peer):
         self._service = service
         self._caller = caller
         self._scopes: dict[int, trio.CancelScope] = {}
+        self._first_method: str | None = None
         self.greeted = trio.Event()
 
     def _on_call(self, event: CallReceived) -> None:
+        if self._first_method is None:
+            self._first_method = event.method
         scope = self._scopes[event.call_id] = trio.CancelScope()
         streams = self.open_streams(event.call_id)
         self._nursery.start_soon(self._answer, event, streams, scope)
@@ -78,15 +81,15 @@ class _ClientPeer(Peer):
         with suppress(ConnectionLostError):
             await self.room()
             self.queue(self._encode(event.call_id, result, error))
+        if event.method == _HELLO and error is None:
+            self.greeted.set()
 
     async def _handle(self, event: CallReceived, streams: CallStreams) -> Any:
-        if not self.greeted.is_set() and event.method != _HELLO:
+        if self._first_method != _HELLO:
             raise InvalidStateError(f"the first call on a connection is {_HELLO}")
-        call = Call(streams, self._caller)
-        result = await self._service.handle(event.method, event.params, call)
-        if event.method == _HELLO:
-            self.greeted.set()
-        return result
+        if event.method != _HELLO:
+            await self.greeted.wait()  # the client need not, it may send both at once
+        return await self._service.handle(event.method, event.params, Call(streams, self._caller))
 
     def _encode(self, call_id: int, result: Any, error: ArrakisError | None) -> bytes:
         if error is None:

@@ -253,13 +253,18 @@ class Store:
         self.collect_layers()
 
     def collect_layers(self) -> None:
-        """Delete the layers that nothing refers to. Blocks."""
+        """Delete the layers that nothing refers to. Blocks.
+
+        VMs go on freezing layers meanwhile. They hold a layer before they freeze it, so what
+        is found here first and is not needed then, is garbage.
+        """
+        found = [directory.name for directory in self._paths.layers.iterdir()]
         needed = {layer_id for layers in self._held for layer_id in layers}
         for manifest in (*self.templates.values(), *self.snapshots.values()):
             needed.update(layer.id for layer in manifest.layers)
-        for directory in self._paths.layers.iterdir():
-            if directory.name not in needed:
-                shutil.rmtree(directory, ignore_errors=True)
+        for layer_id in found:
+            if layer_id not in needed:
+                shutil.rmtree(self._paths.layer(layer_id), ignore_errors=True)
 
     def _seal(self, path: Path) -> StoredFile:
         # The VMM's user must be able to open a memory file for writing although it only ever
