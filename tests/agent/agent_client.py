@@ -191,13 +191,17 @@ class Host:
         self.send(self.connection.cancel_call(call_id))
 
     def upload(self, call_id: int, channel: str, data: bytes) -> None:
-        """Send a whole stream, as the agent takes it."""
-        position = 0
-        while position < len(data):
-            room = self.wait(lambda: self.connection.send_window(call_id, channel))
-            chunk = data[position : position + min(room, MAX_CHUNK)]
-            self.send(self.connection.send_data(call_id, channel, chunk))
-            position += len(chunk)
+        """Send a whole stream, as the agent takes it, unless it answers before."""
+        rest = memoryview(data)
+        while rest:
+            self.wait(
+                lambda: self.connection.send_window(call_id, channel) or call_id in self.answers
+            )
+            if call_id in self.answers:
+                return
+            size = min(self.connection.send_window(call_id, channel), MAX_CHUNK)
+            self.send(self.connection.send_data(call_id, channel, bytes(rest[:size])))
+            rest = rest[size:]
         self.send(self.connection.end_stream(call_id, channel))
 
     def start_exec(self, spec: ExecSpec) -> int:
