@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 from attrs import asdict, define
-
-from arrakis import Sandbox, SandboxManager
 from bare_qemu import BareVm
 from demo import temporary_daemon
+
+from arrakis import Sandbox, SandboxManager
 
 MIB = 2**20
 TRANSFER = 100 * MIB
@@ -56,8 +56,15 @@ class Bench:
         self.rows: list[Row] = []
 
     def add(
-        self, name: str, value: float, unit: str, *, n: int, target: float | None = None,
-        at_least: bool = False, note: str = "",
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        *,
+        n: int,
+        target: float | None = None,
+        at_least: bool = False,
+        note: str = "",
     ) -> None:
         met = None
         if target is not None:
@@ -71,8 +78,13 @@ class Bench:
             progress=lambda progress: print(f"  {progress.text}", file=sys.stderr)
         )
         template = self.manager.templates.list()[0]
-        self.add("cold_boot_s", template.boot, "s", n=1,
-                 note=f"stored after {time.monotonic() - began:.1f} s; once per shape")
+        self.add(
+            "cold_boot_s",
+            template.boot,
+            "s",
+            n=1,
+            note=f"stored after {time.monotonic() - began:.1f} s; once per shape",
+        )
 
     def starts(self) -> None:
         """From nothing to the answer of the first `true`: bare QEMU, start, fork; in turn."""
@@ -87,15 +99,32 @@ class Bench:
         parent.destroy()
         n = self.rounds
         base = statistics.median(bare)
-        self.add("bare_qemu_ms", base * 1000, "ms", n=n,
-                 note="same command line and template; minimal script, waits for `true`")
+        self.add(
+            "bare_qemu_ms",
+            base * 1000,
+            "ms",
+            n=n,
+            note="same command line and template; minimal script, waits for `true`",
+        )
         pairs = [ours / theirs for ours, theirs in zip(started, bare, strict=True)]
-        self.add("start_exec_ratio", statistics.median(pairs), "x", n=n, target=1.3,
-                 note=f"start + exec true by the SDK: {statistics.median(started) * 1000:.0f} ms")
+        self.add(
+            "start_exec_ratio",
+            statistics.median(pairs),
+            "x",
+            n=n,
+            target=1.3,
+            note=f"start + exec true by the SDK: {statistics.median(started) * 1000:.0f} ms",
+        )
         pairs = [ours / theirs for ours, theirs in zip(forked, bare, strict=True)]
-        self.add("fork_exec_ratio", statistics.median(pairs), "x", n=n, target=1.1,
-                 note=f"fork + exec true: {statistics.median(forked) * 1000:.0f} ms, "
-                 "without standby VMMs")
+        self.add(
+            "fork_exec_ratio",
+            statistics.median(pairs),
+            "x",
+            n=n,
+            target=1.1,
+            note=f"fork + exec true: {statistics.median(forked) * 1000:.0f} ms, "
+            "without standby VMMs",
+        )
 
     def bare_start(self) -> float:
         began = time.monotonic()
@@ -138,8 +167,14 @@ class Bench:
                 inside.append(float(sandbox.run(["python3", "-c", IN_GUEST], check=True).text))
             warm, base = statistics.median(outside), statistics.median(inside)
             self.add("exec_warm_ms_p50", warm, "ms", n=len(outside))
-            self.add("exec_overhead_ms_p50", warm - base, "ms", n=len(outside), target=5.0,
-                     note=f"against subprocess.run inside the guest: {base:.1f} ms")
+            self.add(
+                "exec_overhead_ms_p50",
+                warm - base,
+                "ms",
+                n=len(outside),
+                target=5.0,
+                note=f"against subprocess.run inside the guest: {base:.1f} ms",
+            )
 
     def snapshots(self) -> None:
         with self.manager.start_sandbox("snap") as sandbox:
@@ -153,9 +188,16 @@ class Bench:
                 changed.append(snapshot.changed_pages * 4096)
             for number in range(self.rounds):
                 self.manager.snapshots.delete(f"bench-{number}")
-        last = f"{changed[-1] / MIB:.1f} MiB changed since the template, {sizes[-1] / MIB:.1f} stored"
-        self.add("snapshot_pause_ms_p50", statistics.median(pauses), "ms", n=len(pauses), target=60,
-                 note=last)
+        last = f"{changed[-1] / MIB:.1f} MiB changed since the template, "
+        last += f"{sizes[-1] / MIB:.1f} MiB stored"
+        self.add(
+            "snapshot_pause_ms_p50",
+            statistics.median(pauses),
+            "ms",
+            n=len(pauses),
+            target=60,
+            note=last,
+        )
 
     def memory(self) -> None:
         sandboxes = [self.manager.start_sandbox(f"memory{number}") for number in range(3)]
@@ -164,11 +206,13 @@ class Bench:
             sandbox.run(["true"])
             pid = sandbox.info()["pid"]
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            private.append(sum(
-                int(line.split()[1]) / 1024
-                for line in rollup.splitlines()
-                if line.startswith(("Private_Clean", "Private_Dirty"))
-            ))
+            private.append(
+                sum(
+                    int(line.split()[1]) / 1024
+                    for line in rollup.splitlines()
+                    if line.startswith(("Private_Clean", "Private_Dirty"))
+                )
+            )
             sandbox.destroy()
         self.add("private_mib_per_vm", statistics.median(private), "MiB", n=3)
         daemon = self.manager.info().pid
@@ -198,7 +242,8 @@ def show(bench: Bench) -> None:
     for row in bench.rows:
         target = "" if row.target is None else f"{row.target:g}"
         met = {True: "yes", False: "NO", None: ""}[row.met]
-        print(f"{row.name:26}{row.value:>10.3f} {row.unit:7}{target:>8}  {met:5}{row.n:>4}  {row.note}")
+        figures = f"{row.value:>10.3f} {row.unit:7}{target:>8}  {met:5}{row.n:>4}"
+        print(f"{row.name:26}{figures}  {row.note}")
 
 
 def host(manager: SandboxManager) -> dict[str, object]:
