@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 from attrs import Factory, define, frozen
 
 from .envelope import Failure, Notification, Request, Result, parse_envelope
-from .errors import ArrakisError, ExhaustedError, ProtocolError
+from .errors import DATA_FIELDS, ArrakisError, ExhaustedError, ProtocolError, error_from_wire
 from .framing import MAX_FRAME, FrameDecoder, encode_frame
 
 WINDOW = 1024 * 1024
@@ -31,6 +31,8 @@ MAX_CHUNK = 128 * 1024
 MAX_CALLS = 256
 MAX_CHANNELS = 8
 MAX_CHANNEL_NAME = 64
+
+_LONGEST_TEXT = 4096
 
 _CANCEL = "call.cancel"
 _DATA = "stream.data"
@@ -175,8 +177,15 @@ class Connection:
         return frame
 
     def send_error(self, call_id: int, error: ArrakisError) -> bytes:
-        """Answer a call with an error. Its streams end with it."""
-        frame = encode_frame(Failure(call_id, error).to_wire(), self._max_frame)
+        """Answer a call with an error. Its streams end with it.
+
+        An error that cannot be sent as it is, for what its detail holds or for its size, is
+        sent without detail and shortened: a call that failed must not go unanswered.
+        """
+        try:
+            frame = encode_frame(Failure(call_id, error).to_wire(), self._max_frame)
+        except ProtocolError:
+            frame = encode_frame(Failure(call_id, _shortened(error)).to_wire(), self._max_frame)
         self._calls.pop(call_id, None)
         return frame
 
@@ -314,3 +323,11 @@ class Connection:
             return None  # costs no credit, so nothing would bound the events of it
         call.receive_window[channel] = window - len(data)
         return DataReceived(call_id, channel, data)
+
+
+def _shortened(error: ArrakisError) -> ArrakisError:
+    def text(value: object) -> str:
+        return str(value)[:_LONGEST_TEXT].encode("utf-8", "backslashreplace").decode()
+
+    fields = {name: text(value) for name in DATA_FIELDS if (value := getattr(error, name))}
+    return error_from_wire({"code": error.code, "message": text(error.message), "data": fields})

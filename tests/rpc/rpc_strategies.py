@@ -9,7 +9,8 @@ from typing import Any
 import msgpack
 from hypothesis import strategies as st
 
-from arrakis_rpc.errors import ProtocolError
+import arrakis_rpc.errors
+from arrakis_rpc.errors import ArrakisError, ProtocolError
 from arrakis_rpc.framing import FrameDecoder
 
 # Text as it comes from the wire: any bytes, those that are not UTF-8 escaped.
@@ -114,6 +115,27 @@ def _containers(draw: st.DrawFn, inner: st.SearchStrategy[bytes]) -> bytes:
 
 # Bodies that are well-formed in all but a few cases, their headers wider than they need be.
 bodies = st.recursive(tokens | scalars.map(_pack), _containers, max_leaves=6)
+
+
+ERRORS = [
+    cls
+    for cls in vars(arrakis_rpc.errors).values()
+    if isinstance(cls, type) and issubclass(cls, ArrakisError)
+]
+
+
+def parts(error: ArrakisError) -> tuple[Any, ...]:
+    """All that an error carries."""
+    return (
+        type(error),
+        error.message,
+        str(error),
+        error.vm,
+        error.state,
+        error.required,
+        error.hint,
+        error.detail,
+    )
 
 
 def frame(body: bytes) -> bytes:

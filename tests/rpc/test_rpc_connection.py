@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rpc_strategies import frame, peak_memory, scalars, soups, values
+from rpc_strategies import frame, nested_lists, parts, peak_memory, scalars, soups, values
 
 from arrakis_rpc.connection import (
     MAX_CALLS,
@@ -28,7 +28,13 @@ from arrakis_rpc.connection import (
     StreamEnded,
 )
 from arrakis_rpc.envelope import Failure, Notification, Request, Result
-from arrakis_rpc.errors import ArrakisError, ExhaustedError, InternalError, ProtocolError
+from arrakis_rpc.errors import (
+    ArrakisError,
+    ExhaustedError,
+    GuestError,
+    InternalError,
+    ProtocolError,
+)
 from arrakis_rpc.framing import MAX_FRAME, encode_frame
 
 MIB = 1024 * 1024
@@ -432,12 +438,47 @@ class TestCalls:
         with pytest.raises(ProtocolError):
             callee.send_result(1, bytes(MAX_FRAME))
         assert callee.is_running(1)
-        with pytest.raises(ProtocolError):
-            callee.send_error(1, InternalError("m", log=bytes(MAX_FRAME)))
-        assert callee.is_running(1)
 
         assert callee.send_error(1, InternalError("m"))
         assert not callee.is_running(1)
+
+    @pytest.mark.parametrize(
+        "detail",
+        [object(), {1, 2}, {1: 1}, bytes(MAX_FRAME), [None] * 2**17, "\ud800", nested_lists(99)],
+        ids=["object", "set", "bad key", "too long", "too many", "surrogate", "too deep"],
+    )
+    def test_an_error_whose_detail_cannot_be_sent_is_sent_without_it(
+        self, caller: Connection, callee: Connection, detail: Any
+    ) -> None:
+        """A failed call is always answered, and the error keeps its class and its words."""
+        error = GuestError("no such luck", vm="v", state="s", required="r", hint="h", more=detail)
+
+        (failed,) = feed(caller, callee.send_error(1, error))
+
+        assert isinstance(failed, CallFailed)
+        assert parts(failed.error) == (
+            GuestError,
+            "no such luck",
+            "no such luck",
+            "v",
+            "s",
+            "r",
+            "h",
+            {},
+        )
+        assert not callee.is_running(1)
+
+    @pytest.mark.parametrize("text", ["x" * 2 * MAX_FRAME, "\udcff" * MAX_FRAME, "\ud800"])
+    def test_an_error_that_is_too_long_is_shortened(
+        self, caller: Connection, callee: Connection, text: str
+    ) -> None:
+        """Neither the message nor a field is so long that no answer comes."""
+        (failed,) = feed(caller, callee.send_error(1, GuestError(text, vm=text, hint=text)))
+
+        assert isinstance(failed, CallFailed)
+        assert isinstance(failed.error, GuestError)
+        assert failed.error.message[:1] == text[:1].encode(errors="backslashreplace").decode()[:1]
+        assert len(failed.error.message) < MAX_FRAME // 4
 
     def test_a_notification_cannot_be_diverted_to_another_call(self, caller: Connection) -> None:
         """The call is named by the connection and not by the parameters."""

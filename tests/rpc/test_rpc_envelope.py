@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rpc_strategies import maps, same, scalars, texts, values
+from rpc_strategies import ERRORS, maps, parts, same, scalars, texts, values
 
 from arrakis_rpc.envelope import Failure, Notification, Request, Result, parse_envelope
 from arrakis_rpc.errors import ArrakisError, ProtocolError, error_from_wire
 from arrakis_rpc.framing import decode_body, encode_frame
-
-ERRORS = [ArrakisError, *ArrakisError.__subclasses__()]
 
 ids = st.integers(1, 2**53 - 1)
 
@@ -36,20 +34,6 @@ envelopes = (
     | st.builds(Result, ids, values)
     | st.builds(Failure, ids, errors())
 )
-
-
-def parts(error: ArrakisError) -> tuple[Any, ...]:
-    """All that an error carries."""
-    return (
-        type(error),
-        error.message,
-        str(error),
-        error.vm,
-        error.state,
-        error.required,
-        error.hint,
-        error.detail,
-    )
 
 
 def over_the_wire(message: object) -> Any:
