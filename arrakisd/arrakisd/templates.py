@@ -205,7 +205,7 @@ class Templates:
                 nursery.start_soon(agent.run, deadline)
                 await agent.wait_ready(deadline)
                 await progress("guest agent answers, waiting for the system to settle")
-                while not (await _health(agent)).booted:
+                while not (await _health(agent)).booted:  # noqa: ASYNC110 -- the guest is asked
                     await trio.sleep(_HEALTH_PERIOD)
                 await _exercise(agent)
                 async with agent.quiet():
