@@ -87,7 +87,7 @@ class GuestAgent:
                 self._ready.set()
                 await trio.sleep_forever()
             finally:
-                self._peer = None
+                self._peer = self._channel = None
                 self._opening, self._ready = trio.Event(), trio.Event()
 
     async def wait_ready(self, deadline: float) -> None:
@@ -151,9 +151,12 @@ class GuestAgent:
 
     @asynccontextmanager
     async def quiet(self) -> AsyncIterator[None]:
-        """Let nothing pass between host and guest for the length of a block."""
-        if self._channel is None:
-            raise GuestError(f"VM '{self._vm}' has no channel to its agent", vm=self._vm)
+        """Let nothing pass between host and guest for the length of a block.
+
+        Legal while a session is open, which it stays: what is held back cannot break it.
+        """
+        if self._channel is None or not self._ready.is_set():
+            raise self._silent()
         async with self._channel.quiet():
             yield
 

@@ -65,6 +65,11 @@ class ImageService:
         with translated():
             await self._store.delete(name)
 
+    async def collect(self, in_use: set[str]) -> None:
+        """Delete the files of images that have no name and are not in use."""
+        with translated():
+            await self._store.collect(in_use)
+
     async def build(
         self, params: ImageBuild, streams: CallStreams, progress: Progress
     ) -> ImageInfo:

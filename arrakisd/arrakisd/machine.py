@@ -33,6 +33,7 @@ from .store import DEVICE_STATE, EMPTY_LAYER, PAGES, Manifest, Store
 
 _CLEANUP_DEADLINE = 10.0
 _PAUSE_DEADLINE = 60.0
+_AGENT_DEADLINE = 10.0
 
 log = structlog.get_logger()
 
@@ -75,6 +76,11 @@ class Machine:
         self.states.require(VmState.RUNNING)
         assert self._agent is not None
         return self._agent
+
+    @property
+    def template(self) -> str:
+        """Id of the template at its root."""
+        return self._stands_on.template
 
     def info(self) -> VmInfo:
         """Describe the VM as it is now. Legal in every state."""
@@ -234,8 +240,8 @@ class Machine:
         """
         async with self._changing:
             self.states.require(VmState.RUNNING, VmState.PAUSED)
-            assert self._vmm is not None
             assert self._agent is not None
+            await self._agent.wait_ready(_AGENT_DEADLINE)
             with self._store.scratch() as parts:
                 return await self._snapshot_into(parts, snapshot_id, label)
 

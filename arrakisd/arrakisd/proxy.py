@@ -6,6 +6,7 @@ client holds up the program in the guest, and not the daemon's memory.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import trio
@@ -17,17 +18,30 @@ from arrakis_rpc.connection import (
     DataReceived,
     StreamEnded,
 )
+from arrakis_rpc.errors import DeadlineError
+from arrakis_rpc.guest_api import ExecSpec
 
 from .agent import GuestAgent
 from .peer import CallStreams
 
+# A program has that long to end after its own time limit before the agent counts as hung.
+_GRACE = 10.0
+
 
 async def call_through(agent: GuestAgent, method: str, args: object, client: CallStreams) -> Any:
     """Make a guest operation on behalf of a client; give its typed result."""
-    async with agent.open_call(method, args) as guest, trio.open_nursery() as nursery:
-        nursery.start_soon(_pass_on, client, guest)
-        answer = await _pass_on(guest, client)
-        nursery.cancel_scope.cancel()
+    limit = args.timeout if isinstance(args, ExecSpec) else None
+    try:
+        with trio.fail_after(math.inf if limit is None else limit + _GRACE):
+            async with agent.open_call(method, args) as guest, trio.open_nursery() as nursery:
+                nursery.start_soon(_pass_on, client, guest)
+                answer = await _pass_on(guest, client)
+                nursery.cancel_scope.cancel()
+    except trio.TooSlowError as error:
+        raise DeadlineError(
+            f"the guest did not end a command after its limit of {limit:g} s",
+            hint="the guest may hang or be out of memory; 'destroy' works all the same",
+        ) from error
     return agent.typed_result(method, answer)
 
 

@@ -47,6 +47,8 @@ from .store import Manifest
 from .supervisor import Supervisor
 from .templates import Templates
 
+_UNDO_DEADLINE = 10.0
+
 log = structlog.get_logger()
 
 
@@ -167,9 +169,17 @@ class Service:
             source = await self._source(params, call)
             machine = await self._supervisor.wake(params.name, source)
         if params.entry_point:
-            command = ExecSpec(shell=params.entry_point, background=True)
-            await machine.agent.call("exec.run", command)
+            await self._enter(machine, params.entry_point)
         return machine.info()
+
+    async def _enter(self, machine: Machine, entry_point: str) -> None:
+        command = ExecSpec(shell=entry_point, background=True)
+        try:
+            await machine.agent.call("exec.run", command)
+        except BaseException:
+            with trio.move_on_after(_UNDO_DEADLINE, shield=True):
+                await self._supervisor.destroy(machine)
+            raise
 
     async def _source(self, params: api.VmStart, call: Call) -> Manifest:
         if params.snapshot is None:
@@ -242,12 +252,12 @@ class Service:
                     for name in names:
                         nursery.start_soon(wake, name)
             except BaseException:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + 10):
+                with trio.move_on_after(_UNDO_DEADLINE, shield=True):
                     for sibling in siblings:
                         await self._supervisor.destroy(sibling)
                 raise
             finally:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + 10):
+                with trio.move_on_after(_UNDO_DEADLINE, shield=True):
                     await trio.to_thread.run_sync(self._store.delete, manifest)
         siblings.sort(key=lambda sibling: names.index(sibling.name))
         return api.VmList(vms=[sibling.info() for sibling in siblings])
@@ -318,18 +328,13 @@ class Service:
         return await self._image_service.build(params, call.streams, call.progress)
 
     async def image_delete(self, params: api.ImageName, _: Call) -> Nothing:
-        """Delete an image that no template stands on."""
-        users = [
-            one
-            for one in (*self._store.snapshots.values(), *self._store.templates.values())
-            if one.shape.image == params.name and not one.is_template
-        ]
-        if users:
-            raise InvalidStateError(
-                f"snapshot '{users[0].id}' stands on image '{params.name}'",
-                hint="delete the snapshots of this image first",
-            )
+        """Delete an image. What was started from it goes on, and keeps its files."""
         await self._image_service.delete(params.name)
+        for template in list(self._store.templates.values()):
+            if template.shape.image == params.name and not self._users(template):
+                await trio.to_thread.run_sync(self._store.delete, template)
+        stored = (*self._store.templates.values(), *self._store.snapshots.values())
+        await self._image_service.collect({one.shape.image_digest for one in stored})
         return Nothing()
 
     async def template_list(self, _: Nothing, __: Call) -> api.TemplateList:
@@ -348,6 +353,28 @@ class Service:
         )
         plan = await self._templates.plan(request)
         return describe.template(await self._templates.ensure(plan, call.progress))
+
+    async def template_delete(self, params: api.TemplateId, _: Call) -> Nothing:
+        """Delete a template on which nothing stands; the next start of its shape boots."""
+        template = self._store.template(params.id)
+        if users := self._users(template):
+            raise InvalidStateError(
+                f"template '{template.id}' is in use by {', '.join(users[:5])}",
+                hint="delete these first",
+            )
+        await trio.to_thread.run_sync(self._store.delete, template)
+        return Nothing()
+
+    def _users(self, template: Manifest) -> list[str]:
+        snapshots = self._store.snapshots.values()
+        return [
+            *(f"snapshot '{one.id}'" for one in snapshots if one.template == template.id),
+            *(
+                f"VM '{machine.name}'"
+                for machine in self._supervisor.machines
+                if machine.template == template.id and not machine.ended.is_set()
+            ),
+        ]
 
     # events
 

@@ -138,7 +138,7 @@ DAEMON = _table(
         "snapshot.delete",
         d.SnapshotDelete,
         g.Nothing,
-        "delete a snapshot that nothing depends on",
+        "delete a snapshot; those on top of it stay whole",
         raises=(e.InvalidStateError,),
     ),
     *(
@@ -173,6 +173,13 @@ DAEMON = _table(
         d.TemplateInfo,
         "boot a shape once, for all later starts",
         raises=_START_ERRORS,
+    ),
+    Operation(
+        "template.delete",
+        d.TemplateId,
+        g.Nothing,
+        "delete a template on which nothing stands",
+        raises=(e.InvalidStateError,),
     ),
     Operation(
         "events.subscribe",
