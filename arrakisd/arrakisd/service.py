@@ -238,8 +238,6 @@ class Service:
         names = params.names or self._fork_names(params)
         if len(names) != params.count:
             raise InvalidParamsError(f"{params.count} forks need as many names")
-        for name in names:
-            structure({"name": name}, api.VmName)
         siblings: list[Machine] = []
 
         async def wake(name: str) -> None:
