@@ -1,7 +1,8 @@
 """The composition root: what is made in which order, and how it ends.
 
 Start: lock the state, sweep what a crash left, choose hypervisor and accelerator, open the
-socket, say READY. End: stop accepting, cancel the calls, end the VMs, let go of the state.
+socket, say READY. End: stop accepting, let the calls finish or cancel them, end the VMs, let
+go of the state.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from .store import Store
 from .supervisor import Supervisor
 from .templates import Templates
 
+_DRAIN_DEADLINE = 1.0
 _END_DEADLINE = 8.0
 
 log = structlog.get_logger()
@@ -69,12 +71,14 @@ async def _serve_until_signalled(config: Config, service: Service) -> None:
     listening = open_unix_listener(Path(config.socket), config.socket_gid())
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with listening as listener, trio.open_nursery() as nursery:
-            nursery.start_soon(RpcServer(service).serve, listener)
+            server = RpcServer(service)
+            nursery.start_soon(server.serve, listener)
             _notify("READY=1")
             log.info("ready", version=__version__, socket=config.socket, state=config.state_dir)
             number = await anext(signals)
             _notify("STOPPING=1")
             log.info("stopping", signal=signal.Signals(number).name)
+            await server.drain(_DRAIN_DEADLINE)
             nursery.cancel_scope.cancel()
 
 

@@ -22,6 +22,7 @@ from arrakis_rpc.errors import (
     ArrakisError,
     CancelledError,
     ConnectionLostError,
+    ExhaustedError,
     InternalError,
     InvalidStateError,
     ProtocolError,
@@ -51,7 +52,15 @@ class _ClientPeer(Peer):
         self._caller = caller
         self._scopes: dict[int, trio.CancelScope] = {}
         self._first_method: str | None = None
+        self._idle = trio.Event()
         self.greeted = trio.Event()
+
+    async def wait_idle(self) -> None:
+        """Wait until no call is in flight."""
+        while self._scopes:
+            self._idle = trio.Event()
+            await self._idle.wait()
+        await trio.lowlevel.checkpoint()
 
     def _on_call(self, event: CallReceived) -> None:
         if self._first_method is None:
@@ -81,6 +90,7 @@ class _ClientPeer(Peer):
         with suppress(ConnectionLostError):
             await self.room()
             self.queue(self._encode(event.call_id, result, error))
+        self._idle.set()
         if event.method == _HELLO and error is None:
             self.greeted.set()
 
@@ -115,31 +125,40 @@ class RpcServer:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._connections = 0
+        self._peers: set[_ClientPeer] = set()
+        self._accepting = trio.CancelScope()
 
     async def serve(self, listener: trio.SocketListener) -> None:
-        """Accept clients until cancelled."""
+        """Accept clients until drained, and serve them until cancelled."""
         async with trio.open_nursery() as nursery:
-            await trio.serve_listeners(self._serve_client, [listener], handler_nursery=nursery)
+            with self._accepting:
+                await trio.serve_listeners(self._serve_client, [listener], handler_nursery=nursery)
+
+    async def drain(self, deadline: float) -> None:
+        """Accept no more, and let the calls in flight finish; at most ``deadline`` seconds."""
+        self._accepting.cancel()
+        with trio.move_on_after(deadline):
+            for peer in list(self._peers):
+                await peer.wait_idle()
 
     async def _serve_client(self, stream: trio.SocketStream) -> None:
-        if self._connections >= _MAX_CONNECTIONS:
-            await stream.aclose()
-            return
-        self._connections += 1
         caller = _peer_of(stream)
         try:
             async with stream, trio.open_nursery() as nursery:
+                if len(self._peers) >= _MAX_CONNECTIONS:
+                    raise ExhaustedError(f"there are {_MAX_CONNECTIONS} connections already")
                 peer = _ClientPeer(stream, nursery, self._service, caller)
                 nursery.start_soon(self._police, peer, nursery.cancel_scope)
-                await peer.run()
+                self._peers.add(peer)
+                try:
+                    await peer.run()
+                finally:
+                    self._peers.discard(peer)
                 nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client went away, which is its right
         except* ArrakisError as group:
             log.warning("connection dropped", caller=caller, reason=str(domain_error_in(group)))
-        finally:
-            self._connections -= 1
 
     async def _police(self, peer: _ClientPeer, scope: trio.CancelScope) -> None:
         """Drop a client that does not greet, or does not finish a frame that it began."""

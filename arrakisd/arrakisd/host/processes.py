@@ -33,12 +33,13 @@ class Child:
 
     async def reap(self) -> None:
         """Wait for the end and take the exit status, on behalf of all who `wait`."""
-        pidfd = os.pidfd_open(self.pid)
-        try:
-            while self._popen.poll() is None:
-                await trio.lowlevel.wait_readable(pidfd)
-        finally:
-            os.close(pidfd)
+        if self._popen.poll() is None:
+            pidfd = os.pidfd_open(self.pid)
+            try:
+                while self._popen.poll() is None:
+                    await trio.lowlevel.wait_readable(pidfd)
+            finally:
+                os.close(pidfd)
         self._ended.set()
 
 
