@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .common import as_json, named, sandbox, verb
-from .output import complain, print_json, say, size_text
+from .output import complain, print_json, say, size_text, warn
 from .progress import Copying
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _report(done: Transfer, as_json: bool) -> None:
         )
         return
     for path in done.skipped:
-        complain(f"not copied, because it is neither a file nor a directory: {path}")
+        warn(f"not copied, because it is neither a file nor a directory: {path}")
     files = "1 file" if done.files == 1 else f"{done.files} files"
     say(f"copied {files}, {size_text(done.bytes)}")
 

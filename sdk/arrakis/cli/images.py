@@ -55,7 +55,13 @@ def list_images(as_json: bool) -> None:
     print_table(
         ("NAME", "SIZE", "FROM", "CREATED", "DIGEST"),
         [
-            (one.name, size_text(one.bytes), one.parent or "-", age_text(one.created), one.digest)
+            (
+                one.name,
+                size_text(one.bytes),
+                one.parent or "-",
+                age_text(one.created),
+                one.digest.removeprefix("sha256:")[:12],
+            )
             for one in found
         ],
     )

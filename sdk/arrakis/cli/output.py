@@ -39,6 +39,11 @@ def complain(message: str, hint: str | None = None) -> None:
         click.echo(f"hint: {printable(hint)}", err=True)
 
 
+def warn(message: str) -> None:
+    """Print to stderr what was not done, when the rest was."""
+    click.echo(f"warning: {printable(message)}", err=True)
+
+
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Print a result, an object of the SDK or plain data, as JSON."""
     from arrakis_rpc.converter import unstructure
@@ -58,7 +63,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> No
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     """Print one thing's properties, a line each."""
     shown = [(label, printable(value)) for label, value in fields if value not in (None, "")]
-    width = max(len(label) for label, _ in shown) + 2
+    width = max(len(label) for label, _ in shown) + 1
     for label, value in shown:
         click.echo(f"{label + ':':<{width}} {value}")
 
