@@ -17,6 +17,7 @@ VmStatus = Literal["CREATED", "RUNNING", "PAUSED", "STOPPED"]
 
 _VM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{64}")
 
 
 def vm_name(_: object, attribute: Attribute[str], value: str) -> None:
@@ -28,6 +29,11 @@ def vm_name(_: object, attribute: Attribute[str], value: str) -> None:
         )
 
 
+def _vm_names(instance: object, attribute: Attribute[Any], value: list[str]) -> None:
+    for name in value:
+        vm_name(instance, attribute, name)
+
+
 def store_id(_: object, attribute: Attribute[str], value: str) -> None:
     """Validate the id of a snapshot, a template or an image."""
     if not _ID.fullmatch(value):
@@ -35,6 +41,20 @@ def store_id(_: object, attribute: Attribute[str], value: str) -> None:
             f"{attribute.name} is up to 63 lower-case letters, digits and '-', "
             "and begins with a letter or digit"
         )
+
+
+def image_name(_: object, attribute: Attribute[str], value: str) -> None:
+    """Validate what an image is asked for by: its name, or its digest."""
+    if not _ID.fullmatch(value) and not _DIGEST.fullmatch(value):
+        raise ValueError(
+            f"{attribute.name} is an image's name (up to 63 lower-case letters, digits and '-', "
+            "beginning with a letter or digit) or its digest"
+        )
+
+
+def _inside(_: object, attribute: Attribute[str], value: str) -> None:
+    if not value or value.startswith("/") or "\0" in value or ".." in value.split("/"):
+        raise ValueError(f"{attribute.name} is a relative path that does not leave its directory")
 
 
 @frozen
@@ -144,7 +164,7 @@ class VmStart:
     """
 
     name: str = field(validator=vm_name)
-    image: str | None = None
+    image: str | None = field(default=None, validator=optional(image_name))
     kernel: str | None = None
     initramfs: str | None = None
     rootfs: str | None = None
@@ -178,12 +198,12 @@ class VmFork:
 
     name: str = field(validator=vm_name)
     count: int = field(default=1, validator=[ge(1), le(64)])
-    names: list[str] | None = None
+    names: list[str] | None = field(default=None, validator=optional(_vm_names))
 
 
 @frozen
 class SnapshotCreate:
-    """``snapshot.create``: of a running or paused VM. An empty ``id`` lets the daemon choose."""
+    """``snapshot.create``: of a running or paused VM. Without an ``id`` the daemon chooses one."""
 
     vm: str = field(validator=vm_name)
     id: str | None = field(default=None, validator=optional(store_id))
@@ -237,7 +257,7 @@ class SnapshotList:
 class TemplateBuild:
     """``template.build``: boot a shape once and keep it, so that its starts are restores."""
 
-    image: str | None = None
+    image: str | None = field(default=None, validator=optional(image_name))
     vcpus: int | None = field(default=None, validator=optional([ge(1), le(64)]))
     memory_mib: int | None = field(default=None, validator=optional(ge(128)))
     disk_mib: int | None = field(default=None, validator=optional(ge(64)))
@@ -261,6 +281,13 @@ class TemplateInfo:
 
 
 @frozen
+class TemplateId:
+    """Parameters of operations on one template."""
+
+    id: str = field(validator=store_id)
+
+
+@frozen
 class TemplateList:
     """All templates, oldest first."""
 
@@ -275,7 +302,7 @@ class ImageBuild:
     """
 
     name: str = field(validator=store_id)
-    dockerfile: str = "Dockerfile"
+    dockerfile: str = field(default="Dockerfile", validator=_inside)
     build_args: dict[str, str] = field(factory=dict)
 
 
@@ -283,7 +310,7 @@ class ImageBuild:
 class ImageName:
     """Parameters of operations on one image."""
 
-    name: str
+    name: str = field(validator=image_name)
 
 
 @frozen

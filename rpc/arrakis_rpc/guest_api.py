@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 from attrs.validators import ge, le, max_len, min_len, optional
 
 WORK_DIR = "/tmp/server_files"  # noqa: S108 -- the Go program's name for it
 
 
-def _path(_instance: object, _attribute: object, value: str) -> None:
-    if not 0 < len(value) <= 4096:
-        raise ValueError("a path has 1 to 4096 characters")
-    if "\0" in value:
-        raise ValueError("a path cannot contain a NUL character")
+def _path(_: object, attribute: Attribute[str], value: str) -> None:
+    if not 0 < len(value) <= 4096 or "\0" in value:
+        raise ValueError(f"{attribute.name} is a path of 1 to 4096 characters other than NUL")
 
 
 @frozen
@@ -26,7 +24,7 @@ class Hello:
     """``agent.hello``: open a session. ``token`` is the resync token of the next one."""
 
     versions: list[int]
-    token: bytes = field(validator=[min_len(32), max_len(32)])
+    token: bytes = field(repr=False, validator=[min_len(32), max_len(32)])
 
 
 @frozen
@@ -195,8 +193,8 @@ class Identity:
     hostname: str = field(validator=[min_len(1), max_len(63)])
     machine_id: str = field(validator=[min_len(32), max_len(32)])
     realtime: int
-    entropy: bytes = field(validator=[min_len(32), max_len(512)])
-    ssh_host_key: bytes
+    entropy: bytes = field(repr=False, validator=[min_len(32), max_len(512)])
+    ssh_host_key: bytes = field(repr=False)
     ssh_host_key_public: bytes
     network: Network | None = None
 

@@ -1,0 +1,290 @@
+"""Structuring is strict: what fits comes through whole, what does not is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rpc_strategies import peak_memory, values
+from rpc_types import KINDS, PARAMS, fits, instances, maps_in, name_of, spoiled
+
+from arrakis_rpc.converter import structure, unstructure
+from arrakis_rpc.daemon_api import Check, InGuest, VmFork, VmName, VmStart
+from arrakis_rpc.errors import InvalidParamsError
+from arrakis_rpc.framing import decode_body, encode_frame
+from arrakis_rpc.guest_api import ExecSpec, FileWrite, Hello, Identity, Nothing
+
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=name_of)
+
+
+def over_the_wire(message: object) -> Any:
+    return decode_body(encode_frame(message)[4:])
+
+
+def problem_with(wire: object, kind: Any) -> str:
+    """What the refusal of a wire value says."""
+    with pytest.raises(InvalidParamsError) as caught:
+        structure(wire, kind)
+    return str(caught.value)
+
+
+def refusal(wire: object, kind: Any) -> str:
+    """The same, and nothing if the value is accepted."""
+    try:
+        structure(wire, kind)
+    except InvalidParamsError as error:
+        return error.message
+    return ""
+
+
+class TestRoundTrip:
+    @every_kind
+    @settings(max_examples=15)
+    @given(st.data())
+    def test_what_is_valid_comes_through_whole(self, kind: Any, data: st.DataObject) -> None:
+        """Unstructured, sent, received and structured again it is equal, field by field."""
+        thing = data.draw(instances(kind))
+        wire = over_the_wire(unstructure(thing))
+
+        assert structure(wire, kind) == thing
+        assert fits(wire, kind)
+
+    @every_kind
+    @settings(max_examples=15)
+    @given(st.data())
+    def test_fields_with_defaults_may_be_left_out(self, kind: Any, data: st.DataObject) -> None:
+        """A caller that does not know a field does not send it."""
+        thing = data.draw(instances(kind))
+        wire = unstructure(thing)
+        for attribute in attrs.fields(type(thing)):
+            if attribute.default is not attrs.NOTHING:
+                left_out = data.draw(st.booleans())
+                default = attribute.default
+                if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+                    default = default.factory()
+                if left_out and getattr(thing, attribute.name) == default:
+                    del wire[attribute.name]
+
+        assert structure(wire, kind) == thing
+
+    def test_a_whole_number_is_a_duration_too(self) -> None:
+        """Clients that write 5 for 5.0 are understood, and get a float."""
+        spec = structure({"shell": "true", "timeout": 5}, ExecSpec)
+
+        assert type(spec.timeout) is float
+
+
+class TestStrictness:
+    @every_kind
+    @settings(max_examples=3)
+    @given(st.data())
+    def test_a_value_of_a_wrong_type_is_refused_by_the_path_of_its_field(
+        self, kind: Any, data: st.DataObject
+    ) -> None:
+        """In every field at every depth: no other type passes, and none is converted."""
+        wire = unstructure(data.draw(instances(kind, full=True)))
+        for path, worse in spoiled(wire, kind):
+            problem = problem_with(worse, kind)
+            assert problem.startswith(f"{path}: expected " if path else "expected "), worse
+
+    @every_kind
+    @settings(max_examples=3)
+    @given(st.data(), st.text(min_size=1, max_size=8))
+    def test_a_field_that_the_type_does_not_have_is_refused_by_name(
+        self, kind: Any, data: st.DataObject, name: str
+    ) -> None:
+        """At every depth, with its path and its own name."""
+        wire = unstructure(data.draw(instances(kind, full=True)))
+        for path, inner, members in maps_in(wire, kind):
+            if name in members:
+                continue
+            members[name] = None
+            assert problem_with(wire, kind) == (
+                f"{path}: extra fields found ({name})" if path else f"extra fields found ({name})"
+            ), inner
+            del members[name]
+
+    @every_kind
+    @settings(max_examples=3)
+    @given(st.data())
+    def test_a_field_that_is_missing_is_named(self, kind: Any, data: st.DataObject) -> None:
+        """At every depth, if the field has no default."""
+        wire = unstructure(data.draw(instances(kind, full=True)))
+        for path, inner, members in maps_in(wire, kind):
+            for attribute in attrs.fields(getattr(inner, "__origin__", inner)):
+                if attribute.default is attrs.NOTHING:
+                    value = members.pop(attribute.name)
+                    where = f"{path}.{attribute.name}" if path else attribute.name
+                    assert problem_with(wire, kind) == f"{where}: required field missing"
+                    members[attribute.name] = value
+
+    @every_kind
+    @settings(max_examples=10)
+    @given(st.data())
+    def test_random_values_are_refused_or_fit(self, kind: Any, data: st.DataObject) -> None:
+        """Whatever a frame can hold, it is an object of the type or `InvalidParamsError`."""
+        wire = data.draw(values)
+        try:
+            thing = structure(wire, kind)
+        except InvalidParamsError:
+            return
+        assert fits(unstructure(thing), kind)
+
+    @pytest.mark.parametrize(
+        ("wire", "kind", "problem"),
+        [
+            ({"name": 1}, VmName, "name: expected str, got int"),
+            ({"name": "a", "vcpus": "2"}, VmStart, "vcpus: expected int, got str"),
+            ({"name": "a", "vcpus": True}, VmStart, "vcpus: expected int, got bool"),
+            ({"name": "a", "vcpus": 2.0}, VmStart, "vcpus: expected int, got float"),
+            ({"argv": "ls"}, ExecSpec, "argv: expected list, got str"),
+            ({"argv": {"ls": 1}}, ExecSpec, "argv: expected list, got dict"),
+            ({"argv": ["ls", 1]}, ExecSpec, "argv[1]: expected str, got int"),
+            ({"shell": "a", "env": [["A", "b"]]}, ExecSpec, "env: expected dict, got list"),
+            ({"shell": "a", "env": {"A": 1}}, ExecSpec, "env['A']: expected str, got int"),
+            ({"shell": "a", "env": {1: "b"}}, ExecSpec, "env: expected str as a key, got int"),
+            ({"shell": "a", "stdin": 1}, ExecSpec, "stdin: expected bool, got int"),
+            ({"shell": "a", "timeout": True}, ExecSpec, "timeout: expected float, got bool"),
+            ({"shell": "a", "timeout": "5"}, ExecSpec, "timeout: expected float, got str"),
+            ({"shell": "a", "pty": []}, ExecSpec, "pty: expected dict, got list"),
+            ({"shell": "a", "pty": {"rows": "1"}}, ExecSpec, "pty.rows: expected int, got str"),
+            ({"versions": b"\1", "token": bytes(32)}, Hello, "versions: expected list, got bytes"),
+            ({"versions": [1], "token": "a" * 32}, Hello, "token: expected bytes, got str"),
+            (
+                {"vm": "a", "args": {"argv": [b"ls"]}},
+                InGuest[ExecSpec],
+                "args.argv[0]: expected str, got bytes",
+            ),
+            ([("name", "a")], VmName, "expected dict, got list"),
+            ("name", VmName, "expected dict, got str"),
+            (None, Nothing, "expected dict, got NoneType"),
+            ([], Nothing, "expected dict, got list"),
+            ({1: 2}, Nothing, "expected str as a key, got int"),
+            (
+                {"name": "a", "ok": True, "detail": "", 5: 1},
+                Check,
+                "expected str as a key, got int",
+            ),
+        ],
+        ids=lambda value: repr(value) if isinstance(value, str) else None,
+    )
+    def test_what_cattrs_would_convert_is_refused(self, wire: Any, kind: Any, problem: str) -> None:
+        """Numbers in text, text as a list, pairs as a map, and their like."""
+        assert problem_with(wire, kind) == problem
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 10**400, 2**65])
+    @pytest.mark.parametrize(
+        ("kind", "field"), [(ExecSpec, "timeout"), (FileWrite, "mtime")], ids=["timeout", "mtime"]
+    )
+    def test_a_number_that_is_no_quantity_is_refused(
+        self, kind: Any, field: str, value: float
+    ) -> None:
+        """Neither a deadline nor a time is infinite, or not a number."""
+        wire = {"shell": "a"} if kind is ExecSpec else {"path": "a"}
+
+        assert problem_with(wire | {field: value}, kind).startswith(f"{field}: ")
+
+    @pytest.mark.parametrize("value", ["running", "", None, 1, ["RUNNING"], {}, b"RUNNING"])
+    def test_one_of_a_few_words_is_that_word_exactly(self, value: Any) -> None:
+        """And the others that would do are named."""
+
+        status = Literal["RUNNING", "PAUSED"]
+
+        assert structure("PAUSED", status) == "PAUSED"
+        assert problem_with(value, status) == "expected one of 'RUNNING', 'PAUSED'"
+
+
+class TestRanges:
+    @pytest.mark.parametrize(
+        ("wire", "kind", "word"),
+        [
+            ({"name": "a", "vcpus": 0}, VmStart, "vcpus"),
+            ({"name": "a", "vcpus": 65}, VmStart, "vcpus"),
+            ({"name": "a", "memory_mib": 127}, VmStart, "memory_mib"),
+            ({"name": "a", "disk_mib": -1}, VmStart, "disk_mib"),
+            ({"name": "a", "count": 0}, VmFork, "count"),
+            ({"path": "", "mode": 0}, FileWrite, "path"),
+            ({"path": "a\0b"}, FileWrite, "path"),
+            ({"path": "a" * 4097}, FileWrite, "path"),
+            ({"path": "a", "mode": 0o10000}, FileWrite, "mode"),
+            ({"shell": "a", "cwd": "a\0b"}, ExecSpec, "cwd"),
+            ({"shell": "a", "timeout": -1}, ExecSpec, "timeout"),
+            ({"argv": []}, ExecSpec, "argv"),
+            ({"argv": ["a"], "shell": "a"}, ExecSpec, "argv or shell"),
+            ({}, ExecSpec, "argv or shell"),
+            ({"argv": ["a\0b"]}, ExecSpec, "NUL"),
+            ({"shell": "a", "env": {"A\0": "b"}}, ExecSpec, "NUL"),
+            ({"shell": "a", "env": {"A": "\0"}}, ExecSpec, "NUL"),
+            ({"versions": [], "token": bytes(31)}, Hello, "token"),
+            ({"versions": [], "token": bytes(33)}, Hello, "token"),
+        ],
+    )
+    def test_a_value_out_of_range_is_refused_with_a_word_on_which(
+        self, wire: Any, kind: Any, word: str
+    ) -> None:
+        """The right type is not enough."""
+        assert word in problem_with(wire, kind)
+        assert f"args: {problem_with(wire, kind)}" == problem_with(
+            {"vm": "a", "args": wire}, InGuest[kind]
+        )
+
+
+class TestRefusals:
+    def test_each_bad_field_is_named(self) -> None:
+        """One refusal tells of everything that is to be mended."""
+        assert problem_with({"name": 1, "image": 2, "more": 3}, VmStart).split("; ") == [
+            "name: expected str, got int",
+            "image: expected str, got int",
+            "extra fields found (more)",
+        ]
+
+    @pytest.mark.parametrize(
+        ("wire", "kind"),
+        [
+            ({"argv": [1] * 65_000}, ExecSpec),
+            ({"shell": "a", "env": {str(n): n for n in range(60_000)}}, ExecSpec),
+            ({"shell": "a", "env": {"k" * 500_000: 1}}, ExecSpec),
+            ({"shell": "a", "k" * 500_000: 1}, ExecSpec),
+            ({"name": "a"} | {str(n): n for n in range(60_000)}, VmName),
+            ({"name": "a" * 500_000}, VmName),
+            ({"name": "a", "names": ["a b"] * 50_000}, VmFork),
+        ],
+        ids=["list", "map", "long key", "long field", "many fields", "long name", "names"],
+    )
+    def test_a_refusal_is_short_whatever_was_refused(self, wire: Any, kind: Any) -> None:
+        """It has to fit into a frame, and somebody has to read it."""
+        problem = ""
+
+        def refuse() -> None:
+            nonlocal problem
+            problem = problem_with(wire, kind)
+
+        assert peak_memory(refuse) < 16 * 1024 * 1024
+        assert 0 < len(problem) < 1000
+
+    @pytest.mark.parametrize("kind", PARAMS, ids=name_of)
+    @settings(max_examples=5)
+    @given(st.data())
+    def test_a_refusal_never_quotes_a_value(self, kind: Any, data: st.DataObject) -> None:
+        """Parameters hold tokens and keys, and errors end in logs."""
+        wire = unstructure(data.draw(instances(kind, full=True)))
+        for _, _, members in list(maps_in(wire, kind)):
+            for name, value in list(members.items()):
+                for canary in ("Canary \0", b"Canary", ["Canary"], {"x": "Canary"}):
+                    members[name] = canary
+                    assert "Canary" not in refusal(wire, kind)
+                members[name] = value
+
+    @pytest.mark.parametrize("kind", [Hello, Identity], ids=name_of)
+    @given(st.data())
+    def test_secrets_are_left_out_of_the_text_form(self, kind: Any, data: st.DataObject) -> None:
+        """Whoever logs an object does not log the token or the key in it."""
+        thing = data.draw(instances(kind))
+        shown = repr(thing)
+
+        for name in ("token", "entropy", "ssh_host_key"):
+            if hasattr(thing, name):
+                assert f"{name}=" not in shown
