@@ -8,10 +8,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from arrakis import ArrakisError, Sandbox, SandboxManager
+from arrakis import ArrakisError, Progress, Sandbox, SandboxManager
 
 PROGRAM = '''
 import os, pathlib, subprocess, sys
@@ -29,12 +29,14 @@ for count in itertools.count(1):
     time.sleep(0.1)
 """
 process = subprocess.Popen([sys.executable, "-c", counter], start_new_session=True)
+pathlib.Path("pid").write_text(str(process.pid))
 print(f"wrote {len(list(notes.iterdir()))} notes, started a counter with PID {process.pid}")
 '''
 
 LOOK = """
 echo "  notes:   $(cat notes/*.txt 2>/dev/null | tr '\\n' ';')"
-echo "  counter: PID $(pgrep -f itertools || echo none), at $(cat count 2>/dev/null || echo -)"
+if kill -0 $(cat pid) 2>/dev/null; then pid=$(cat pid); else pid=none; fi
+echo "  counter: PID $pid, at $(cat count 2>/dev/null || echo nothing)"
 """
 
 
@@ -77,8 +79,8 @@ def temporary_daemon() -> Iterator[Path]:
             daemon.wait(timeout=15)
 
 
-def say_progress(text: str, _step: int, _total: int) -> None:
-    print(f"   ... {text}", flush=True)
+def say_progress(progress: Progress) -> None:
+    print(f"   ... {progress.text}", flush=True)
 
 
 def look(sandbox: Sandbox) -> str:
@@ -99,19 +101,16 @@ def count(sandbox: Sandbox) -> int:
 def main() -> None:
     tell = Teller()
     print("This shows a sandbox: a small Linux machine that can go back in time.")
-    with tell.step(
-        "A daemon is started, with a state directory of its own. It first finds out whether\n"
-        "   hardware virtualisation really works here; if not, machines are emulated."
-    ):
-        daemon = temporary_daemon()
-        socket = daemon.__enter__()
-    try:
-        run(tell, SandboxManager(socket=str(socket)))
+    with ExitStack() as stack:
+        with tell.step(
+            "A daemon is started, with a state directory of its own. It first finds out whether\n"
+            "   hardware virtualisation really works here; if not, machines are emulated."
+        ):
+            socket = stack.enter_context(temporary_daemon())
+            manager = stack.enter_context(SandboxManager(socket=str(socket)))
+        run(tell, manager)
         with tell.step("The daemon is stopped. It ends every machine and takes its files along."):
-            daemon.__exit__(None, None, None)
-    except BaseException:
-        daemon.__exit__(*sys.exc_info())
-        raise
+            stack.close()
     print("\nThat is all. Next: the first program in README.md, and 'arrakis --help'.")
 
 
@@ -139,7 +138,7 @@ def run(tell: Teller, manager: SandboxManager) -> None:
         checkpoint = sandbox.snapshot("before")
         counted = count(sandbox)
     with tell.step("Now the machine is wrecked: the notes deleted, the counter killed."):
-        sandbox.run_cmd("rm -r notes; pkill -f itertools; rm count")
+        sandbox.run_cmd("rm -r notes; kill $(cat pid); sleep 0.2; rm count")
         look(sandbox)
     with tell.step("The snapshot is restored, as a machine of its own: back in time."):
         past = manager.restore("past", checkpoint)
@@ -163,7 +162,6 @@ def run(tell: Teller, manager: SandboxManager) -> None:
             check(fork.run_cmd("ls")["output"].count("future") == 1, "it has a future of its own")
     with tell.step("All machines are destroyed."):
         manager.destroy_all()
-    manager.close()
 
 
 def check(holds: bool, what: str) -> None:
