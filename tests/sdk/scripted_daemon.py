@@ -38,7 +38,7 @@ class Peer:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.connection = Connection(Role.CALLEE)
-        self._events: list[Event] = []
+        self.waiting: list[Event] = []
 
     def send(self, data: bytes) -> None:
         try:
@@ -48,15 +48,15 @@ class Peer:
 
     def event(self) -> Event:
         """Wait for the next event."""
-        while not self._events:
+        while not self.waiting:
             try:
                 data = self.sock.recv(65536)
             except OSError as error:
                 raise GoneError from error
             if not data:
                 raise GoneError
-            self._events += self.connection.receive(data)
-        return self._events.pop(0)
+            self.waiting += self.connection.receive(data)
+        return self.waiting.pop(0)
 
     def call(self, *, greet: bool = True) -> CallReceived:
         """Wait for a call, having answered the greeting before it."""
@@ -87,9 +87,9 @@ class Peer:
                 self.send(self.connection.send_data(call.call_id, channel, bytes(view[:size])))
                 view = view[size:]
                 continue
-            kept, self._events = self._events, []
+            kept, self.waiting = self.waiting, []
             event = self.event()
-            self._events = [*kept, event, *self._events]
+            self.waiting = [*kept, event, *self.waiting]
 
     def read_all(self, call: CallReceived) -> bytes:
         """Take what comes on a channel of the call, until it ends."""

@@ -96,11 +96,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; give the exit code, having told of errors on stderr."""
+    if "_ARRAKIS_COMPLETE" in os.environ:
+        cli.main(prog_name="arrakis")  # asked by a shell for what a line could go on with
     try:
-        code: Any = cli.main(arguments, prog_name="arrakis", standalone_mode=False)
+        # Not cli.main, which has views of its own on exit codes.
+        words = sys.argv[1:] if arguments is None else [*arguments]
+        with cli.make_context("arrakis", words) as context:
+            code: Any = cli.invoke(context)
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        complain(error.format_message(), context and f"'{context.command_path} --help' tells more")
+        help_of = getattr(error, "ctx", None)
+        complain(error.format_message(), help_of and f"'{help_of.command_path} --help' tells more")
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
