@@ -23,7 +23,7 @@ from arrakis_rpc.guest_api import ExecSpec, Hello
 from arrakis_rpc.resync import make_preamble, new_token
 from arrakisd.host.vmm.interface import LaunchSpec, Restore
 from arrakisd.host.vmm.qemu_arguments import Wires, command_line
-from arrakisd.store import DEVICE_STATE, EMPTY_LAYER, MEMORY
+from arrakisd.manifest import DEVICE_STATE, EMPTY_LAYER, MEMORY
 
 MIB = 2**20
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from arrakis_rpc.daemon_api import SnapshotInfo, TemplateInfo
 
-from .store import Manifest
+from .manifest import Manifest
 
 
 def snapshot(manifest: Manifest) -> SnapshotInfo:

@@ -26,10 +26,11 @@ from .config import Config
 from .host.disks import active_layer, make_empty_layer
 from .host.vmm.interface import Driver, LaunchSpec, Restore, SnapshotTarget, Vmm
 from .identity import make_identity
+from .manifest import DEVICE_STATE, EMPTY_LAYER, PAGES, Manifest
 from .paths import StatePaths
 from .peer import domain_error_in
 from .states import StateMachine, VmState
-from .store import DEVICE_STATE, EMPTY_LAYER, PAGES, Manifest, Store
+from .store import Store
 
 _CLEANUP_DEADLINE = 10.0
 _PAUSE_DEADLINE = 60.0

@@ -40,10 +40,10 @@ from .host.vmm.interface import Driver
 from .host.vmm.qemu_probe import Verdict
 from .image_service import ImageService
 from .machine import Machine, Surroundings
+from .manifest import Manifest
 from .peer import CallStreams
 from .proxy import call_through
 from .states import VmState
-from .store import Manifest
 from .supervisor import Supervisor
 from .templates import Templates
 

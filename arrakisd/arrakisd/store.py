@@ -13,97 +13,29 @@ VM refers to is garbage.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from attrs import asdict, evolve, field, frozen
+from attrs import evolve
 
-from arrakis_rpc.converter import structure
-from arrakis_rpc.errors import ArrakisError, IntegrityError, NotFoundError
+from arrakis_rpc.errors import ArrakisError, NotFoundError
 
 from .host.checksums import Verifier, file_digest
 from .host.disks import FROZEN
+from .host.files import sync
+from .manifest import (
+    MEMORY,
+    Layer,
+    Manifest,
+    StoredFile,
+    read_manifest,
+    write_manifest,
+)
 from .paths import StatePaths
-
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-MEMORY = "memory"
-PAGES = "pages"
-DEVICE_STATE = "device-state"
-EMPTY_LAYER = "empty-layer.qcow2"
-
-
-@frozen
-class Shape:
-    """What must be equal for a saved guest to wake: the machine and what it runs on."""
-
-    image: str
-    image_digest: str
-    root_image: str
-    kernel_digest: str
-    vcpus: int
-    memory_mib: int
-    disk_mib: int
-    vmm: str
-    vmm_version: str
-    accelerator: str
-
-
-@frozen
-class StoredFile:
-    """Size and checksum of one file."""
-
-    size: int
-    digest: str
-
-
-@frozen
-class Layer:
-    """A frozen disk layer."""
-
-    id: str
-    file: StoredFile
-
-
-@frozen
-class Manifest:
-    """What is known of a template or a snapshot.
-
-    ``template`` is the id of the template at the root, for a template its own. ``parent`` is
-    the snapshot before this one, or None. ``layers`` are in order from the bottom.
-    ``resync_token`` (hexadecimal) opens the first session with the agent that sleeps in it.
-    """
-
-    id: str
-    template: str
-    parent: str | None
-    shape: Shape
-    created: float
-    resync_token: str
-    layers: list[Layer] = field(factory=list)
-    vm: str = ""
-    label: str = ""
-    changed_pages: int = 0
-    pause: float = 0.0
-    boot: float = 0.0
-    files: dict[str, StoredFile] = field(factory=dict)
-    format_version: int = FORMAT_VERSION
-
-    @property
-    def is_template(self) -> bool:
-        """Whether this is a template."""
-        return self.id == self.template
-
-    @property
-    def bytes(self) -> int:
-        """Size of its own parts and its topmost layer, in bytes."""
-        return sum(part.size for part in self.files.values()) + self.layers[-1].file.size
 
 
 class Store:
@@ -131,7 +63,7 @@ class Store:
         ):
             for directory in parent.iterdir():
                 try:
-                    table[directory.name] = _read_manifest(directory)
+                    table[directory.name] = read_manifest(directory)
                 except (ArrakisError, OSError, ValueError) as error:
                     self.damaged[directory] = str(error)
         if not self.damaged:  # a damaged manifest may refer to layers that nobody else does
@@ -196,18 +128,18 @@ class Store:
             directory = self._paths.layer(layer_id)
             sealed[layer_id] = self._seal(directory / FROZEN)
             self._grant(directory, 0o750)
-            _sync(directory)
-        _sync(self._paths.layers)
+            sync(directory)
+        sync(self._paths.layers)
         manifest = evolve(
             manifest,
             layers=[Layer(layer_id, sealed[layer_id]) for layer_id in layers],
             files={path.name: self._seal(path) for path in sorted(parts.iterdir())},
         )
-        _write_manifest(parts, manifest)
+        write_manifest(parts, manifest)
         self._grant(parts, 0o750)
         target = self.directory(manifest)
         parts.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
         for name in manifest.files:
             self._verifier.trust(target / name)
         for layer_id in new:
@@ -243,7 +175,7 @@ class Store:
         directory = self.directory(manifest)
         for child in self.children(manifest.id):
             adopted = evolve(child, parent=manifest.parent)
-            _write_manifest(self.directory(child), adopted)
+            write_manifest(self.directory(child), adopted)
             self.snapshots[child.id] = adopted
         doomed = self._paths.scratch / f"deleted-{directory.parent.name}-{directory.name}"
         directory.rename(doomed)
@@ -270,7 +202,7 @@ class Store:
         # The VMM's user must be able to open a memory file for writing although it only ever
         # maps it privately: QEMU before 9.0 insists.
         self._grant(path, 0o660 if path.name == MEMORY else 0o440)
-        _sync(path)
+        sync(path)
         return StoredFile(path.stat().st_size, file_digest(path))
 
     def _grant(self, path: Path, mode: int) -> None:
@@ -285,32 +217,3 @@ def _find(table: dict[str, Manifest], key: str, kind: str) -> Manifest:
     except KeyError:
         hint = f"there are: {', '.join(sorted(table)[:10])}" if table else f"there is no {kind} yet"
         raise NotFoundError(f"there is no {kind} '{key}'", hint=hint) from None
-
-
-def _write_manifest(directory: Path, manifest: Manifest) -> None:
-    new = directory / f".{MANIFEST}"
-    new.write_text(json.dumps(asdict(manifest), indent=1))
-    _sync(new)
-    new.rename(directory / MANIFEST)
-    _sync(directory)
-
-
-def _read_manifest(directory: Path) -> Manifest:
-    content: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
-    if content.get("format_version") != FORMAT_VERSION:
-        raise IntegrityError(
-            f"{directory} has format {content.get('format_version')}, "
-            f"this version reads {FORMAT_VERSION}"
-        )
-    manifest = structure(content, Manifest)
-    if manifest.id != directory.name:
-        raise IntegrityError(f"{directory} says that it is '{manifest.id}'")
-    return manifest
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -14,7 +14,7 @@ from arrakis_rpc.errors import AlreadyExistsError, NotFoundError
 from .events import Events
 from .host.vmm.interface import Driver
 from .machine import Machine, Surroundings
-from .store import Manifest
+from .manifest import Manifest
 
 log = structlog.get_logger()
 

@@ -28,7 +28,7 @@ from .host.vmm.interface import Boot, Driver, LaunchSpec, Vmm
 from .identity import make_identity
 from .image_service import translated
 from .machine import Surroundings, new_layer_id
-from .store import DEVICE_STATE, EMPTY_LAYER, MEMORY, Manifest, Shape
+from .manifest import DEVICE_STATE, EMPTY_LAYER, MEMORY, Manifest, Shape
 
 COMMAND_LINE = "console=ttyS0 panic=-1 quiet reboot=t tsc=reliable no_timer_check"
 _HEALTH_PERIOD = 1.0
