@@ -1,0 +1,113 @@
+"""Children that have an owner."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import trio
+
+from arrakisd.host.processes import owned, spawn
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_end_of_block(tmp_path: Path) -> None:
+    """A child that ignores signals is dead and reaped when its block ends."""
+    async with owned(spawn(["sleep", "100"], output=tmp_path / "log")) as child:
+        assert is_running(child.pid)
+    assert not Path(f"/proc/{child.pid}").exists()
+    assert await child.wait() == -signal.SIGKILL
+
+
+async def test_end_before_block(tmp_path: Path) -> None:
+    """A child may end by itself before its block does; its status and output are kept."""
+    argv = ["sh", "-c", "echo word; exit 7"]
+    async with owned(spawn(argv, output=tmp_path / "log")) as child:
+        assert await child.wait() == 7
+    assert await child.wait() == 7
+    assert (tmp_path / "log").read_text() == "word\n"
+
+
+async def test_cancelled_block(tmp_path: Path) -> None:
+    """Cancelling whoever owns a child kills it, also when nobody waits."""
+    with trio.CancelScope() as scope:
+        async with owned(spawn(["sleep", "100"], output=tmp_path / "log")) as child:
+            scope.cancel()
+            await trio.sleep_forever()
+    assert not Path(f"/proc/{child.pid}").exists()
+
+
+async def test_several_wait(tmp_path: Path) -> None:
+    """All who wait for a child learn its end."""
+    ends = []
+
+    async def wait() -> None:
+        ends.append(await child.wait())
+
+    async with (
+        owned(spawn(["false"], output=tmp_path / "log")) as child,
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(3):
+            nursery.start_soon(wait)
+    assert ends == [1, 1, 1]
+
+
+async def test_missing_program(tmp_path: Path) -> None:
+    """A program that does not exist shows in status and output, not as a crash."""
+    async with owned(spawn(["/no/such/program"], output=tmp_path / "log")) as child:
+        assert await child.wait() == 127
+    assert "/no/such/program" in (tmp_path / "log").read_text()
+
+
+async def test_no_new_privileges(tmp_path: Path) -> None:
+    """A child can gain no privileges, has no input, and is in a process group of its own."""
+    argv = ["sh", "-c", "grep NoNewPrivs /proc/self/status; wc -c; ps -o pgid= -p $$; echo $$"]
+    async with owned(spawn(argv, output=tmp_path / "log")) as child:
+        await child.wait()
+    words = (tmp_path / "log").read_text().split()
+    assert words == ["NoNewPrivs:", "1", "0", str(child.pid), str(child.pid)]
+
+
+PARENT = """
+import sys, trio
+from pathlib import Path
+from arrakisd.host.processes import spawn
+identity = (int(sys.argv[2]),) * 2 if sys.argv[2:] else None
+child = spawn(["sleep", "100"], output=Path(sys.argv[1]), identity=identity)
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("identity", [[], ["65534"]], ids=["own user", "other user"])
+def test_death_of_parent(tmp_path: Path, identity: list[str]) -> None:
+    """A child dies with its parent even when that is killed, under whichever user it runs."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path / "log"), *identity],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        cmdline = Path(f"/proc/{child}/cmdline")
+        while cmdline.read_bytes().split(b"\0")[0] != b"sleep":  # setpriv comes before it
+            time.sleep(0.01)
+        assert is_running(child)
+        parent.kill()
+    deadline = time.monotonic() + 5
+    while is_running(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
