@@ -101,8 +101,6 @@ class Buildah:
         `parents` says which local image a name in a FROM line means. Raises ImageBuildError.
         """
         arguments = [f"--build-arg={key}={value}" for key, value in build_args.items()]
-        for name, reference in parents.items():
-            arguments.append(f"--build-context={name}=container-image://{reference}")
         result = self._scratch / "image-id"
         command = [
             *PRIVATE_NAMESPACES,
@@ -113,7 +111,8 @@ class Buildah:
             *(f"--iidfile={result}", *arguments, f"--file={dockerfile}", str(context)),
         ]
         try:
-            await run_command(command, on_line=tracker.line, environment=self._environment())
+            async with self._named(parents):
+                await run_command(command, on_line=tracker.line, environment=self._environment())
         except CommandError as error:
             raise ImageBuildError(
                 tracker.instruction, error.reason, command, error.output
@@ -133,6 +132,21 @@ class Buildah:
         finally:
             with trio.move_on_after(_CLEANUP_SECONDS, shield=True):
                 await self.run("rm", container)
+
+    @asynccontextmanager
+    async def _named(self, images: Mapping[str, str]) -> AsyncIterator[None]:
+        """Let short names, as in FROM, mean certain local images for a while.
+
+        `--build-context` would do it without tags, but buildah has it only since 1.26.
+        """
+        try:
+            for name, reference in images.items():
+                await self.run("tag", reference, f"localhost/{name}:latest")
+            yield
+        finally:
+            with trio.move_on_after(_CLEANUP_SECONDS, shield=True):
+                for name in images:
+                    await self.run("rmi", f"localhost/{name}:latest")
 
     async def has_image(self, reference: str) -> bool:
         """Tell whether the storage holds an image of this name."""

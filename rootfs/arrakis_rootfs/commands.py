@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from signal import SIGKILL, SIGTERM, Signals
 
 import trio
@@ -85,24 +86,26 @@ async def run_command(
             nursery.start_soon(collect, process.stdout, output)
             nursery.start_soon(collect, process.stderr, None)
         await process.wait()
+    except BaseException:
+        await _end_group(process)
+        raise
     finally:
-        await _end(process)
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                await trio.aclose_forcefully(stream)
     if process.returncode:
         raise _failure(process.returncode, command, tail)
     return list(output)
 
 
-async def _end(process: trio.Process) -> None:
-    """Make sure that the program is gone: SIGTERM, then SIGKILL, each with a deadline."""
+async def _end_group(process: trio.Process) -> None:
+    """End the program and all that it started: SIGTERM, then SIGKILL, each with a deadline."""
     for signal, seconds in ((SIGTERM, _TERM_SECONDS), (SIGKILL, _KILL_SECONDS)):
-        # Not reaped yet, so the group's number cannot belong to anybody else.
-        if process.returncode is None:
+        # Also when the program itself has ended: its children may not have.
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal)
-            with trio.move_on_after(seconds, shield=True):
-                await process.wait()
-    for stream in (process.stdout, process.stderr):
-        if stream is not None:
-            await trio.aclose_forcefully(stream)
+        with trio.move_on_after(seconds, shield=True):
+            await process.wait()
 
 
 async def _lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[str]:

@@ -67,3 +67,4 @@ class ImageBuildError(CommandError):
         # Steps that install packages are long; the beginning is enough to tell which it was.
         place = f"step {textwrap.shorten(step, 120)!r}" if step else "the build"
         super().__init__(f"{place} failed with {reason}", command, output)
+        self.reason = reason

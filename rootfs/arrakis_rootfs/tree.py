@@ -1,13 +1,14 @@
 """A built tree: what it says about itself, and packing it into the file system guests share."""
 
 import re
+import shutil
 from pathlib import Path
 
 import trio
 from attrs import frozen
 
 from arrakis_rootfs.commands import run_command
-from arrakis_rootfs.errors import ImageContentError
+from arrakis_rootfs.errors import CommandError, ImageContentError, ImageSpaceError
 from arrakis_rootfs.files import resolve_in
 from arrakis_rootfs.payload import AGENT
 
@@ -18,6 +19,8 @@ AGENT_PATH = f"/usr/lib/arrakis/{AGENT}"
 # Clusters of 16 KiB are a tenth smaller than the usual 4 KiB ones; a higher level packs 1 % better
 # in half as much time again.
 PACK_OPTIONS = ("-zlz4hc,3", "-C16384", "-U00000000-0000-0000-0000-000000000000")
+
+_FULL_BYTES = 2**20
 
 _MISSING_INIT = "the image has no /sbin/init, so no machine could start from it"
 _MISSING_AGENT = "the image has no Arrakis agent, so nobody could talk to its machines"
@@ -38,8 +41,16 @@ async def inspect_tree(tree: Path) -> TreeFacts:
 
 
 async def pack_tree(tree: Path, target: Path) -> None:
-    """Write a tree into a new erofs file."""
-    await run_command(["mkfs.erofs", "--quiet", *PACK_OPTIONS, str(target), str(tree)])
+    """Write a tree into a new erofs file; raises ImageSpaceError when it does not fit."""
+    try:
+        await run_command(["mkfs.erofs", "--quiet", *PACK_OPTIONS, str(target), str(tree)])
+    except CommandError as error:
+        # mkfs.erofs calls a full disk a "numerical result out of range".
+        free = shutil.disk_usage(target.parent).free
+        if free < _FULL_BYTES:
+            message = f"the disk is full: {free} bytes are left at {target.parent}"
+            raise ImageSpaceError(message) from error
+        raise
 
 
 def _inspect(tree: Path) -> TreeFacts:
