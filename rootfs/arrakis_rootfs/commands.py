@@ -87,7 +87,8 @@ async def run_command(
             nursery.start_soon(collect, process.stderr, None)
         await process.wait()
     except BaseException:
-        await _end_group(process)
+        with trio.move_on_after(_TERM_SECONDS + _KILL_SECONDS, shield=True):
+            await _end_group(process)
         raise
     finally:
         for stream in (process.stdout, process.stderr):
@@ -104,7 +105,7 @@ async def _end_group(process: trio.Process) -> None:
         # Also when the program itself has ended: its children may not have.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal)
-        with trio.move_on_after(seconds, shield=True):
+        with trio.move_on_after(seconds):
             await process.wait()
 
 

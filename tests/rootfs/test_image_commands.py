@@ -92,7 +92,7 @@ async def test_cancelled_program_takes_its_children_along(
     with trio.move_on_after(0.5):
         await run_command([*prefix, *shell(script)])
     with trio.fail_after(1):
-        while any("31415" in line for line in running().values()):
+        while any("31415" in line for line in running().values()):  # noqa: ASYNC110
             await trio.sleep(0.01)
 
 
