@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import grp
+import json
 import os
 import pwd
 import tomllib
@@ -127,7 +128,7 @@ def _read(file: Path) -> dict[str, Any]:
             settings = tomllib.load(stream)
     except OSError as error:
         raise InvalidParamsError(f"cannot read {file}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidParamsError(f"{file} is not TOML: {error}") from error
     known = [attribute.name for attribute in fields(Config)]
     for key in settings:
@@ -140,6 +141,6 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _toml_value(value: object) -> str:
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        # JSON's escapes are TOML's, too; DEL is all that only TOML wants escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value)
