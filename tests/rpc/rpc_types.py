@@ -83,8 +83,8 @@ _SCALARS: dict[Any, list[tuple[Any, st.SearchStrategy[Any]]]] = {
         (-(2**60), st.integers(-(2**63), 2**64 - 1)),
     ],
     float: [
-        (9.0, st.floats(1, 1e9)),
-        (-9.0, st.floats(allow_nan=False, allow_infinity=False)),
+        (9.5, st.floats(1, 1e9)),
+        (-9.5, st.floats(allow_nan=False, allow_infinity=False)),
     ],
     str: [
         ("name", st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}", fullmatch=True)),
@@ -100,27 +100,6 @@ _SCALARS: dict[Any, list[tuple[Any, st.SearchStrategy[Any]]]] = {
 Accepts = Callable[[Any], bool]
 
 
-def _wire_values(kind: Any, accepts: Accepts, *, full: bool) -> st.SearchStrategy[Any]:
-    """Values for a field of a type that its validator accepts."""
-    if kind is Any:
-        return values
-    if is_optional(kind):
-        inner = _wire_values(without_none(kind), accepts, full=full)
-        return inner if full else st.none() | inner
-    if get_origin(kind) is Literal:
-        return st.sampled_from(get_args(kind))
-    if get_origin(kind) is list:
-        element = _wire_values(get_args(kind)[0], lambda value: accepts([value]), full=full)
-        return st.lists(element, min_size=full, max_size=2).filter(accepts)
-    if get_origin(kind) is dict:
-        element = _wire_values(get_args(kind)[1], lambda value: accepts({"": value}), full=full)
-        return st.dictionaries(texts, element, min_size=full, max_size=2).filter(accepts)
-    if attrs.has(kind):
-        return instances(kind, full=full)
-    sorts = [strategy for example, strategy in _SCALARS[kind] if accepts(example)]
-    return st.one_of(sorts).filter(accepts)
-
-
 def _acceptance(attribute: Any) -> Accepts:
     def accepts(value: Any) -> bool:
         try:
@@ -133,14 +112,40 @@ def _acceptance(attribute: Any) -> Accepts:
     return accepts
 
 
-@cache
-def instances(kind: Any, *, full: bool = False) -> st.SearchStrategy[Any]:
-    """Valid objects of a class; ``full`` ones have no None and nothing empty where possible."""
+def sample(kind: Any) -> Any:
+    """One valid object of a class: nothing in it is None, nothing is empty, where possible."""
     origin = get_origin(kind) or kind
     members = {
-        attribute.name: _wire_values(
-            fields_of(kind)[attribute.name], _acceptance(attribute), full=full
-        )
+        attribute.name: _sample(fields_of(kind)[attribute.name], _acceptance(attribute))
+        for attribute in attrs.fields(origin)
+    }
+    if {"argv", "shell"} <= members.keys():
+        members["shell"] = None
+    return origin(**members)
+
+
+def _sample(kind: Any, accepts: Accepts) -> Any:
+    if kind is Any:
+        return "anything"
+    if is_optional(kind):
+        return _sample(without_none(kind), accepts)
+    if get_origin(kind) is Literal:
+        return get_args(kind)[-1]
+    if get_origin(kind) is list:
+        return [_sample(get_args(kind)[0], lambda value: accepts([value]))]
+    if get_origin(kind) is dict:
+        return {"KEY": _sample(get_args(kind)[1], lambda value: accepts({"KEY": value}))}
+    if attrs.has(kind):
+        return sample(kind)
+    return next(example for example, _ in _SCALARS[kind] if accepts(example))
+
+
+@cache
+def instances(kind: Any) -> st.SearchStrategy[Any]:
+    """Valid objects of a class."""
+    origin = get_origin(kind) or kind
+    members = {
+        attribute.name: _instances(fields_of(kind)[attribute.name], _acceptance(attribute))
         for attribute in attrs.fields(origin)
     }
 
@@ -157,6 +162,25 @@ def instances(kind: Any, *, full: bool = False) -> st.SearchStrategy[Any]:
             reject()
 
     return build()
+
+
+def _instances(kind: Any, accepts: Accepts) -> st.SearchStrategy[Any]:
+    if kind is Any:
+        return values
+    if is_optional(kind):
+        return st.none() | _instances(without_none(kind), accepts)
+    if get_origin(kind) is Literal:
+        return st.sampled_from(get_args(kind))
+    if get_origin(kind) is list:
+        element = _instances(get_args(kind)[0], lambda value: accepts([value]))
+        return st.lists(element, max_size=2).filter(accepts)
+    if get_origin(kind) is dict:
+        element = _instances(get_args(kind)[1], lambda value: accepts({"": value}))
+        return st.dictionaries(texts, element, max_size=2).filter(accepts)
+    if attrs.has(kind):
+        return instances(kind)
+    sorts = [strategy for example, strategy in _SCALARS[kind] if accepts(example)]
+    return st.one_of(sorts).filter(accepts)
 
 
 # One value of each sort, and near misses.

@@ -159,7 +159,7 @@ def act(connection: Connection, action: str, events: list[Event]) -> None:
 
 
 class TestHostilePeer:
-    @settings(max_examples=300)
+    @settings(max_examples=150)
     @given(st.sampled_from(Role), st.lists(hostile_frames | own_actions, max_size=30))
     def test_wrong_frames_give_events_or_a_protocol_error_and_bounded_state(
         self, role: Role, steps: list[bytes | str]

@@ -195,7 +195,7 @@ def _allowed(body: bytes) -> tuple[bool, Any]:
 
 
 class TestHostileBytes:
-    @settings(max_examples=400)
+    @settings(max_examples=300)
     @given(soups | bodies)
     def test_a_body_is_accepted_exactly_when_it_is_one_allowed_value(self, body: bytes) -> None:
         """Measuring before unpacking comes to the same verdict as unpacking everything."""
@@ -312,17 +312,8 @@ def _bombs() -> Iterator[tuple[str, bytes]]:
     yield "lists that announce", wide_list * 500
     yield "lists that announce, deep", wide_list * 200_000
     yield "maps that announce", (wide_map + b"\xa0") * 500
-    yield "a million lists", b"\xdc\x00\x0f" + (wide_list + b"\x90" * 65536) * 15
     yield "a million maps", b"\xdc\x00\x0f" + (wide_list + b"\x80" * 65536) * 15
-    yield "as many lists as go", b"\xdd\x00\x01\xff\xff" + b"\x90" * 131_071
     yield "as many maps as go", b"\xdd\x00\x01\xff\xff" + b"\x80" * 131_071
-    yield "lists of one", b"\xdd\x00\x00\xff\xff" + b"\x91\xc0" * 65_535
-    yield (
-        "short texts",
-        b"\xdd\x00\x01\xff\xff"
-        + b"".join(b"\xa2" + bytes([a, b]) for a in range(256) for b in range(256))
-        + b"\xa1k" * 65_535,
-    )
     yield "deep lists", b"\x91" * 1_000_000
     yield "one text", b"\xdb\x00\x0f\xff\xf0" + b"\xff" * 0xFFFF0
 
