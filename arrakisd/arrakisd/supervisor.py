@@ -15,6 +15,9 @@ from .events import Events
 from .host.vmm.interface import Driver
 from .machine import Machine, Surroundings
 from .manifest import Manifest
+from .states import VmState
+
+_UNDO_DEADLINE = 10.0
 
 log = structlog.get_logger()
 
@@ -80,6 +83,10 @@ class Supervisor:
             try:
                 await self._nursery.start(self._live, machine)
             except BaseException:
+                if machine.states.state in (VmState.RUNNING, VmState.PAUSED):
+                    # It came up in the moment in which its caller was cancelled.
+                    with trio.move_on_after(_UNDO_DEADLINE, shield=True):
+                        await machine.end()
                 self._machines.pop(name, None)
                 raise
         self._events.publish("vm.started", name, snapshot=machine.info().snapshot)

@@ -14,8 +14,11 @@ import mmap
 import os
 import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import IO
 
 from attrs import frozen
 
@@ -44,26 +47,34 @@ class Area:
 
 
 def find_memory(pid: int, memory_file: Path) -> list[Area]:
-    """Find where a process maps a memory file."""
+    """Find where a process maps a memory file; in the order of the guest's pages."""
     status = memory_file.stat()
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     areas = []
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+    with _process(pid, "maps", "rb") as maps:
+        lines = maps.read().decode(errors="replace").splitlines()
+    for line in lines:
         span, _, offset, mapped_device, inode, *_ = line.split()
         if mapped_device == device and int(inode) == status.st_ino:
             begin, end = (int(part, 16) for part in span.split("-"))
             areas.append(Area(begin, (end - begin) // PAGE, int(offset, 16) // PAGE))
     if not areas:
         raise VmmError(f"process {pid} does not map {memory_file}")
-    return areas
+    return sorted(areas, key=lambda area: area.first_page)
 
 
 def changed_runs(pid: int, areas: list[Area]) -> list[tuple[int, int]]:
-    """Give the changed pages as runs of (first page, number of pages), in guest order."""
+    """Give the changed pages as runs of (first page, number of pages), in guest order.
+
+    No run goes beyond the end of an area.
+    """
     runs = []
-    with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap:
+    with _process(pid, "pagemap", "rb") as pagemap:
         for area in areas:
-            entries = os.pread(pagemap.fileno(), area.pages * 8, area.address // PAGE * 8)
+            size = area.pages * 8
+            entries = os.pread(pagemap.fileno(), size, area.address // PAGE * 8)
+            if len(entries) != size:
+                raise _ended(pid)
             # The flags are in the top byte of each little-endian entry.
             flags = entries[7::8].translate(_CHANGED)
             runs += [
@@ -78,17 +89,14 @@ def save_pages(pid: int, memory_file: Path, target: Path) -> int:
     areas = find_memory(pid, memory_file)
     runs = changed_runs(pid, areas)
     table = b"".join(_RUN.pack(*run) for run in runs)
-    with (
-        Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory,
-        target.open("wb", buffering=_COPY) as out,
-    ):
+    with target.open("wb", buffering=_COPY) as out, _process(pid, "mem", "rb") as memory:
         out.write(_HEADER.pack(_MAGIC, len(runs)) + table)
         for first, count in runs:
-            address, left = _address(areas, first), count * PAGE
+            address, left = _address(areas, first, count), count * PAGE
             while left:
                 piece = os.pread(memory.fileno(), min(left, _COPY), address)
                 if not piece:
-                    raise VmmError(f"guest memory of process {pid} cannot be read")
+                    raise _ended(pid)
                 out.write(piece)
                 address += len(piece)
                 left -= len(piece)
@@ -96,25 +104,58 @@ def save_pages(pid: int, memory_file: Path, target: Path) -> int:
 
 
 def load_pages(pid: int, memory_file: Path, source: Path) -> int:
-    """Put the pages of a page file into a guest that does not run yet; give their number."""
+    """Put the pages of a page file into a guest that does not run yet; give their number.
+
+    A file that is not whole, or has pages that the guest has not, is refused unused.
+    """
     areas = find_memory(pid, memory_file)
-    total = 0
     with (
-        Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory,
         source.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        memoryview(content) as view,
+        _content(file) as view,
+        _process(pid, "mem", "r+b") as memory,
     ):
         runs, position = _read_table(view, source)
-        for first, count in runs:
-            address, end = _address(areas, first), position + count * PAGE
+        pieces = [(_address(areas, first, count), count * PAGE) for first, count in runs]
+        for start, size in pieces:
+            address, end = start, position + size
             while position < end:
                 with view[position:end] as piece:
                     written = os.pwrite(memory.fileno(), piece, address)
+                if not written:
+                    raise _ended(pid)
                 address += written
                 position += written
-            total += count
-    return total
+    return sum(count for _, count in runs)
+
+
+@contextmanager
+def _process(pid: int, name: str, mode: str) -> Iterator[IO[bytes]]:
+    """Open a process's file in /proc. That the process has ended is the VMM's failure."""
+    try:
+        file = Path(f"/proc/{pid}/{name}").open(mode, buffering=0)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise _ended(pid) from error
+    with file:
+        try:
+            yield file
+        except ProcessLookupError as error:
+            raise _ended(pid) from error
+
+
+def _ended(pid: int) -> VmmError:
+    return VmmError(f"process {pid} ended while its memory was in use")
+
+
+@contextmanager
+def _content(file: IO[bytes]) -> Iterator[memoryview]:
+    if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
+        yield memoryview(b"")
+        return
+    with (
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as view,
+    ):
+        yield view
 
 
 def _read_table(view: memoryview, source: Path) -> tuple[list[tuple[int, int]], int]:
@@ -129,8 +170,9 @@ def _read_table(view: memoryview, source: Path) -> tuple[list[tuple[int, int]], 
     return runs, position
 
 
-def _address(areas: list[Area], page: int) -> int:
+def _address(areas: list[Area], first: int, count: int) -> int:
+    """Where a run lies, which must be within one area: other memory may follow it."""
     for area in areas:
-        if area.first_page <= page < area.first_page + area.pages:
-            return area.address + (page - area.first_page) * PAGE
-    raise IntegrityError(f"page {page} lies outside the guest's memory")
+        if area.first_page <= first and first + count <= area.first_page + area.pages:
+            return area.address + (first - area.first_page) * PAGE
+    raise IntegrityError(f"pages {first} to {first + count - 1} lie outside the guest's memory")
