@@ -51,7 +51,7 @@ def encode_frame(message: object, max_frame: int = MAX_FRAME) -> bytes:
     """
     try:
         body: bytes = msgpack.packb(message, use_bin_type=True, unicode_errors="surrogateescape")
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ProtocolError(f"message cannot be encoded: {error}") from error
     if len(body) > max_frame:
         raise ProtocolError(f"message of {len(body)} bytes is above the limit of {max_frame}")

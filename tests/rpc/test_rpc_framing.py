@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -25,6 +29,7 @@ from rpc_strategies import (
     values,
 )
 
+import arrakis_rpc
 from arrakis_rpc.errors import ProtocolError
 from arrakis_rpc.framing import (
     MAX_FRAME,
@@ -109,6 +114,28 @@ unpackable = st.builds(nested_lists, st.sampled_from([MAX_NESTING, 2000])) | st.
 )
 
 
+_PURE_PYTHON = r"""
+import msgpack.fallback
+from arrakis_rpc import framing
+
+assert framing.msgpack.Packer is msgpack.fallback.Packer
+message = {"\udcff": [1.5, b""]}
+assert framing.decode_body(framing.encode_frame(message)[4:]) == message
+endless = []
+endless.append(endless)
+for action, value in [
+    (framing.encode_frame, endless),
+    (framing.decode_body, b"\x81\x90\xc0"),
+    (framing.decode_body, b"\x91" * 9999),
+    (framing.decode_body, b"\xc1"),
+]:
+    try:
+        action(value)
+    except framing.ProtocolError:
+        print("refused")
+"""
+
+
 class TestSender:
     @given(
         st.recursive(
@@ -142,6 +169,18 @@ class TestSender:
 
         with pytest.raises(ProtocolError):
             encode_frame(endless)
+
+    def test_msgpack_without_its_extension_module_refuses_the_same(self) -> None:
+        """Where it is pure Python it runs into Python's own limits, and that is no exception."""
+        environment = os.environ | {
+            "MSGPACK_PUREPYTHON": "1",
+            "PYTHONPATH": str(Path(arrakis_rpc.__file__).parent.parent),
+        }
+        run = subprocess.run(
+            [sys.executable, "-c", _PURE_PYTHON], env=environment, capture_output=True, text=True
+        )
+
+        assert (run.stdout.split(), run.stderr) == (["refused"] * 4, "")
 
     @given(st.integers(0, 300))
     def test_the_limit_is_the_same_at_both_ends(self, limit: int) -> None:
