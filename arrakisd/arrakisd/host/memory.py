@@ -14,15 +14,17 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from attrs import frozen
 
 from arrakis_rpc.errors import IntegrityError, VmmError
+
+T = TypeVar("T")
 
 PAGE = 4096
 _MAGIC = b"ARKPAGE1"
@@ -51,8 +53,8 @@ def find_memory(pid: int, memory_file: Path) -> list[Area]:
     status = memory_file.stat()
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     areas = []
-    with _process(pid, "maps", "rb") as maps:
-        lines = maps.read().decode(errors="replace").splitlines()
+    with _open(pid, "maps", "rb") as maps:
+        lines = _transfer(pid, maps.read).decode(errors="replace").splitlines()
     for line in lines:
         span, _, offset, mapped_device, inode, *_ = line.split()
         if mapped_device == device and int(inode) == status.st_ino:
@@ -69,10 +71,11 @@ def changed_runs(pid: int, areas: list[Area]) -> list[tuple[int, int]]:
     No run goes beyond the end of an area.
     """
     runs = []
-    with _process(pid, "pagemap", "rb") as pagemap:
+    with _open(pid, "pagemap", "rb") as pagemap:
         for area in areas:
             size = area.pages * 8
-            entries = os.pread(pagemap.fileno(), size, area.address // PAGE * 8)
+            at = area.address // PAGE * 8
+            entries = _transfer(pid, os.pread, pagemap.fileno(), size, at)
             if len(entries) != size:
                 raise _ended(pid)
             # The flags are in the top byte of each little-endian entry.
@@ -89,14 +92,13 @@ def save_pages(pid: int, memory_file: Path, target: Path) -> int:
     areas = find_memory(pid, memory_file)
     runs = changed_runs(pid, areas)
     table = b"".join(_RUN.pack(*run) for run in runs)
-    with target.open("wb", buffering=_COPY) as out, _process(pid, "mem", "rb") as memory:
+    with target.open("wb", buffering=_COPY) as out, _open(pid, "mem", "rb") as memory:
         out.write(_HEADER.pack(_MAGIC, len(runs)) + table)
         for first, count in runs:
             address, left = _address(areas, first, count), count * PAGE
             while left:
-                piece = os.pread(memory.fileno(), min(left, _COPY), address)
-                if not piece:
-                    raise _ended(pid)
+                size = min(left, _COPY)
+                piece = _transfer(pid, os.pread, memory.fileno(), size, address)
                 out.write(piece)
                 address += len(piece)
                 left -= len(piece)
@@ -112,7 +114,7 @@ def load_pages(pid: int, memory_file: Path, source: Path) -> int:
     with (
         source.open("rb") as file,
         _content(file) as view,
-        _process(pid, "mem", "r+b") as memory,
+        _open(pid, "mem", "r+b") as memory,
     ):
         runs, position = _read_table(view, source)
         pieces = [(_address(areas, first, count), count * PAGE) for first, count in runs]
@@ -120,30 +122,32 @@ def load_pages(pid: int, memory_file: Path, source: Path) -> int:
             address, end = start, position + size
             while position < end:
                 with view[position:end] as piece:
-                    written = os.pwrite(memory.fileno(), piece, address)
-                if not written:
-                    raise _ended(pid)
+                    written = _transfer(pid, os.pwrite, memory.fileno(), piece, address)
                 address += written
                 position += written
     return sum(count for _, count in runs)
 
 
-@contextmanager
-def _process(pid: int, name: str, mode: str) -> Iterator[IO[bytes]]:
-    """Open a process's file in /proc. That the process has ended is the VMM's failure."""
+def _open(pid: int, name: str, mode: str) -> IO[bytes]:
     try:
-        file = Path(f"/proc/{pid}/{name}").open(mode, buffering=0)
+        return Path(f"/proc/{pid}/{name}").open(mode, buffering=0)
     except (FileNotFoundError, ProcessLookupError) as error:
         raise _ended(pid) from error
-    with file:
-        try:
-            yield file
-        except ProcessLookupError as error:
-            raise _ended(pid) from error
+
+
+def _transfer(pid: int, call: Callable[..., T], *args: Any) -> T:
+    """Read or write something of a process; nothing at all, or an error, is its end."""
+    try:
+        moved = call(*args)
+    except OSError as error:
+        raise _ended(pid) from error
+    if not moved:
+        raise _ended(pid)
+    return moved
 
 
 def _ended(pid: int) -> VmmError:
-    return VmmError(f"process {pid} ended while its memory was in use")
+    return VmmError(f"the memory of process {pid} is not accessible; it has probably ended")
 
 
 @contextmanager
