@@ -1,0 +1,274 @@
+"""Changed pages of a real process that maps a memory file as a VMM does."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from arrakis_rpc.errors import IntegrityError, VmmError
+from arrakisd.host.memory import PAGE, changed_runs, find_memory, load_pages, save_pages
+
+PAGES = 512
+
+# Maps [file] privately in two pieces with a page of its own behind each, as a VMM's memory
+# lies among its other memory; then does what it is told, and answers every line.
+GUEST = """
+import ctypes, mmap, os, sys
+file = os.open(sys.argv[1], os.O_RDWR)
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+PAGE, HALF = 4096, int(sys.argv[2]) // 2 * 4096
+RW, PRIVATE, FIXED, ANONYMOUS = 3, mmap.MAP_PRIVATE, 0x10, mmap.MAP_ANONYMOUS
+areas = []
+for offset in (0, HALF):
+    base = libc.mmap(None, HALF + PAGE, RW, PRIVATE | ANONYMOUS, -1, 0)
+    assert libc.mmap(base, HALF, RW, PRIVATE | FIXED, file, offset) == base
+    ctypes.memset(base + HALF, ord("s"), PAGE)
+    areas.append(base)
+def address(page):
+    return areas[page * PAGE // HALF] + page * PAGE % HALF
+print("ready", flush=True)
+for line in sys.stdin:
+    verb, *numbers = line.split()
+    answer = ""
+    for number in map(int, numbers):
+        if verb == "write":
+            ctypes.memset(address(number), number % 255 + 1, PAGE)
+        elif verb == "read":
+            answer += ctypes.string_at(address(number), PAGE).hex()
+        elif verb == "beyond":
+            answer += ctypes.string_at(areas[number] + HALF, PAGE).hex()
+    print(answer, flush=True)
+"""
+
+
+class Guest:
+    """A process whose memory is a private mapping of a file."""
+
+    def __init__(self, memory_file: Path, pages: int = PAGES) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", GUEST, str(memory_file), str(pages)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self._process.pid
+
+    def wait_ready(self) -> None:
+        """Wait until it has its memory."""
+        assert self._answer() == "ready"
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def tell(self, verb: str, *numbers: int) -> str:
+        """Have something done."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{verb} {' '.join(map(str, numbers))}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def write(self, *pages: int) -> None:
+        """Fill pages, each with a byte that depends on its number."""
+        self.tell("write", *pages)
+
+    def contents(self) -> bytes:
+        """Give the whole memory."""
+        return bytes.fromhex(self.tell("read", *range(PAGES)))
+
+    def surroundings(self) -> bytes:
+        """Give the pages right behind both pieces of its memory."""
+        return bytes.fromhex(self.tell("beyond", 0, 1))
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def memory_file(tmp_path: Path) -> Path:
+    """A template's memory: a few pages with data, holes between them."""
+    file = tmp_path / "memory"
+    with file.open("wb") as out:
+        out.truncate(PAGES * PAGE)
+        for page in (0, 7, 300, PAGES - 1):
+            out.seek(page * PAGE)
+            out.write(b"t" * PAGE)
+    return file
+
+
+@pytest.fixture
+def guests(memory_file: Path) -> Iterator[list[Guest]]:
+    """Two processes that map one memory file."""
+    both = [Guest(memory_file), Guest(memory_file)]
+    for guest in both:
+        guest.wait_ready()
+    yield both
+    for guest in both:
+        guest.end()
+
+
+def runs_of(guest: Guest, memory_file: Path) -> list[tuple[int, int]]:
+    """Find the changed pages of a guest."""
+    return changed_runs(guest.pid, find_memory(guest.pid, memory_file))
+
+
+def page_file(path: Path, runs: list[tuple[int, int]], data: bytes | None = None) -> Path:
+    """Write a page file by hand."""
+    table = b"".join(struct.pack("<QQ", *run) for run in runs)
+    content = b"x" * PAGE * sum(count for _, count in runs) if data is None else data
+    path.write_bytes(struct.pack("<8sQ", b"ARKPAGE1", len(runs)) + table + content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("written", "runs"),
+    [
+        ([], []),
+        ([0], [(0, 1)]),
+        ([PAGES - 1], [(PAGES - 1, 1)]),
+        ([5, 6, 7, 9], [(5, 3), (9, 1)]),
+        ([255, 256], [(255, 1), (256, 1)]),
+        (list(range(PAGES)), [(0, 256), (256, 256)]),
+    ],
+    ids=["none", "first", "last", "run", "across areas", "all"],
+)
+def test_runs(
+    guests: list[Guest], memory_file: Path, written: list[int], runs: list[tuple[int, int]]
+) -> None:
+    """Exactly the written pages are found, in runs that do not cross a border of areas."""
+    guests[0].contents()  # reading maps pages, and changes none
+    guests[0].write(*written)
+    assert runs_of(guests[0], memory_file) == runs
+    assert runs_of(guests[1], memory_file) == []
+
+
+def test_round_trip(guests: list[Guest], memory_file: Path, tmp_path: Path) -> None:
+    """What one process has written is in another after saving and loading, and nothing else."""
+    source, target = guests
+    chosen = sorted(random.Random(7).sample(range(PAGES), 200))
+    source.write(*chosen)
+    assert save_pages(source.pid, memory_file, tmp_path / "pages") == len(chosen)
+    assert load_pages(target.pid, memory_file, tmp_path / "pages") == len(chosen)
+    assert target.contents() == source.contents()
+    assert target.surroundings() == b"s" * 2 * PAGE
+    assert runs_of(target, memory_file) == runs_of(source, memory_file)
+    assert memory_file.read_bytes().count(b"t") == 4 * PAGE
+
+
+def test_second_generation(guests: list[Guest], memory_file: Path, tmp_path: Path) -> None:
+    """A process saved again has both the loaded pages and those it has written since."""
+    first, second = guests
+    first.write(1, 2, 3)
+    save_pages(first.pid, memory_file, tmp_path / "one")
+    load_pages(second.pid, memory_file, tmp_path / "one")
+    second.write(3, 400)
+    assert save_pages(second.pid, memory_file, tmp_path / "two") == 4
+    assert runs_of(second, memory_file) == [(1, 3), (400, 1)]
+
+
+def test_nothing_changed(guests: list[Guest], memory_file: Path, tmp_path: Path) -> None:
+    """A page file without pages is a page file."""
+    assert save_pages(guests[0].pid, memory_file, tmp_path / "pages") == 0
+    assert load_pages(guests[1].pid, memory_file, tmp_path / "pages") == 0
+
+
+def test_every_cut(guests: list[Guest], memory_file: Path, tmp_path: Path) -> None:
+    """A page file that was cut anywhere, or has something added, is refused by name."""
+    guests[0].write(3, 4, 90)
+    whole = tmp_path / "whole"
+    save_pages(guests[0].pid, memory_file, whole)
+    content = whole.read_bytes()
+    lengths = {*range(60), *range(60, len(content), 997), len(content) - 1, len(content) + 1}
+    for length in sorted(lengths):
+        cut = tmp_path / "cut"
+        cut.write_bytes((content + b"x")[:length])
+        with pytest.raises(IntegrityError, match=str(cut)):
+            load_pages(guests[1].pid, memory_file, cut)
+    assert runs_of(guests[1], memory_file) == []
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [(9, 1), (3, 1)],
+        [(3, 2), (4, 1)],
+        [(3, 1), (3, 1)],
+        [(PAGES, 1)],
+        [(PAGES - 1, 2)],
+        [(255, 2)],
+        [(1, 1), (2**40, 1)],
+        [(2**64 - 1, 1)],
+    ],
+    ids=["order", "overlap", "twice", "behind", "over the end", "over a border", "far", "farthest"],
+)
+def test_forged_runs(
+    guests: list[Guest], memory_file: Path, tmp_path: Path, runs: list[tuple[int, int]]
+) -> None:
+    """Runs out of order or outside of the guest's memory are refused before a byte is written."""
+    with pytest.raises(IntegrityError):
+        load_pages(guests[0].pid, memory_file, page_file(tmp_path / "pages", runs))
+    assert guests[0].surroundings() == b"s" * 2 * PAGE
+    assert runs_of(guests[0], memory_file) == []
+
+
+def test_forged_header(guests: list[Guest], memory_file: Path, tmp_path: Path) -> None:
+    """A wrong magic, or a number of runs or pages beyond all reason, is refused at once."""
+    good = page_file(tmp_path / "good", [(1, 1)]).read_bytes()
+    for forged in (
+        b"ARKPAGE2" + good[8:],
+        good[:8] + struct.pack("<Q", 2**63) + good[16:],
+        good[:8] + struct.pack("<Q", 2**64 - 1) + good[16:],
+        good[:24] + struct.pack("<Q", 2**52) + good[32:],
+        good[:24] + struct.pack("<Q", 0) + good[32:],
+    ):
+        path = tmp_path / "forged"
+        path.write_bytes(forged)
+        with pytest.raises(IntegrityError, match=str(path)):
+            load_pages(guests[0].pid, memory_file, path)
+
+
+def test_other_process(memory_file: Path, tmp_path: Path) -> None:
+    """A process that does not map the file, or has ended, is a VMM's failure."""
+    with pytest.raises(VmmError, match="does not map"):
+        find_memory(os.getpid(), memory_file)
+    guest = Guest(memory_file)
+    guest.end()
+    pages = page_file(tmp_path / "pages", [(1, 1)])
+    for attempt in (
+        lambda: save_pages(guest.pid, memory_file, tmp_path / "saved"),
+        lambda: load_pages(guest.pid, memory_file, pages),
+    ):
+        with pytest.raises(VmmError, match=str(guest.pid)):
+            attempt()
+
+
+def test_end_in_the_middle(tmp_path: Path) -> None:
+    """A process that is killed while pages are put into it is a failure, and no endless loop."""
+    pages = 2**17
+    memory_file, content = tmp_path / "memory", tmp_path / "pages"
+    with memory_file.open("wb") as out:
+        out.truncate(pages * PAGE)
+    page_file(content, [(0, pages // 2), (pages // 2, pages // 2)], b"")
+    os.truncate(content, content.stat().st_size + pages * PAGE)
+    guest = Guest(memory_file, pages)
+    guest.wait_ready()
+    began = time.monotonic()
+    killer = threading.Timer(0.03, guest.end)
+    killer.start()
+    with pytest.raises(VmmError, match=str(guest.pid)):
+        load_pages(guest.pid, memory_file, content)
+    assert time.monotonic() - began < 5
+    killer.join()
