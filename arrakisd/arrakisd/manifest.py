@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ MEMORY = "memory"
 PAGES = "pages"
 DEVICE_STATE = "device-state"
 EMPTY_LAYER = "empty-layer.qcow2"
+
+_DIGEST = "digest"
 
 
 @frozen
@@ -91,21 +94,30 @@ class Manifest:
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write or replace a directory's manifest, durably and all at once. Blocks."""
     new = directory / f".{MANIFEST}"
-    new.write_text(json.dumps(asdict(manifest), indent=1))
+    content = asdict(manifest)
+    new.write_text(json.dumps({**content, _DIGEST: _digest(content)}, indent=1))
     sync(new)
     new.rename(directory / MANIFEST)
     sync(directory)
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read a directory's manifest; raise `IntegrityError` if it is not one. Blocks."""
-    content: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
-    if content.get("format_version") != FORMAT_VERSION:
-        raise IntegrityError(
-            f"{directory} has format {content.get('format_version')}, "
-            f"this version reads {FORMAT_VERSION}"
-        )
+    """Read a directory's manifest; raise `IntegrityError` naming what is damaged. Blocks."""
+    path = directory / MANIFEST
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        digest, version = content.pop(_DIGEST), content["format_version"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise IntegrityError(f"{path} cannot be read: {error!r}") from error
+    if version != FORMAT_VERSION:
+        raise IntegrityError(f"{path} has format {version}, this version reads {FORMAT_VERSION}")
+    if digest != _digest(content):
+        raise IntegrityError(f"{path} is not what was stored: its checksum differs")
     manifest = structure(content, Manifest)
     if manifest.id != directory.name:
-        raise IntegrityError(f"{directory} says that it is '{manifest.id}'")
+        raise IntegrityError(f"{path} is that of '{manifest.id}'")
     return manifest
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

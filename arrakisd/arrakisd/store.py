@@ -22,7 +22,7 @@ from pathlib import Path
 
 from attrs import evolve
 
-from arrakis_rpc.errors import ArrakisError, NotFoundError
+from arrakis_rpc.errors import ArrakisError, IntegrityError, NotFoundError
 
 from .host.checksums import Verifier, file_digest
 from .host.disks import FROZEN
@@ -64,18 +64,28 @@ class Store:
             for directory in parent.iterdir():
                 try:
                     table[directory.name] = read_manifest(directory)
-                except (ArrakisError, OSError, ValueError) as error:
+                except ArrakisError as error:
                     self.damaged[directory] = str(error)
-        if not self.damaged:  # a damaged manifest may refer to layers that nobody else does
-            self.collect_layers()
+        if self.damaged:  # a damaged manifest may refer to layers that nobody else does
+            self._held.append([directory.name for directory in paths.layers.iterdir()])
+        self.collect_layers()
 
     def template(self, template_id: str) -> Manifest:
-        """Give a template's manifest; raise `NotFoundError`."""
+        """Give a template's manifest; raise `NotFoundError`, or `IntegrityError` if damaged."""
+        self.require_undamaged(self._paths.template(template_id))
         return _find(self.templates, template_id, "template")
 
     def snapshot(self, snapshot_id: str) -> Manifest:
-        """Give a snapshot's manifest; raise `NotFoundError`."""
+        """Give a snapshot's manifest; raise `NotFoundError`, or `IntegrityError` if damaged."""
+        self.require_undamaged(self._paths.snapshot(snapshot_id))
         return _find(self.snapshots, snapshot_id, "snapshot")
+
+    def require_undamaged(self, directory: Path) -> None:
+        """Raise `IntegrityError` for the directory of something that could not be loaded."""
+        if reason := self.damaged.get(directory):
+            raise IntegrityError(
+                reason, hint=f"restore {directory} from a backup, or move it away and restart"
+            )
 
     def directory(self, manifest: Manifest) -> Path:
         """Where the parts of a template or snapshot are."""
@@ -120,8 +130,10 @@ class Store:
 
         ``layers`` are the frozen layers it stands on, from the bottom; those that are not
         ``known`` from its source are sealed now. On return all of it is durable. The caller
-        has made sure that the id is free. Blocks.
+        has made sure that the id is free; raises `IntegrityError` where something damaged
+        is in the way. Blocks.
         """
+        self.require_undamaged(self.directory(manifest))
         sealed = {layer.id: layer.file for layer in known}
         new = [layer_id for layer_id in layers if layer_id not in sealed]
         for layer_id in new:
@@ -152,7 +164,13 @@ class Store:
         directory = self.directory(manifest)
         for name, part in manifest.files.items():
             self._verifier.verify(directory / name, part.size, part.digest)
-        memory = self.template(manifest.template).files[MEMORY]
+        template = self.template(manifest.template)
+        if manifest.layers[0] != template.layers[0]:  # each build makes a layer with a new id
+            raise IntegrityError(
+                f"{directory} stands on another build of template '{template.id}'",
+                hint="its guest's memory is lost; delete it",
+            )
+        memory = template.files[MEMORY]
         self._verifier.verify(self.memory_file(manifest), memory.size, memory.digest)
         for layer in manifest.layers:
             frozen_file = self._paths.layer(layer.id) / FROZEN

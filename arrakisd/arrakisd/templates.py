@@ -145,6 +145,7 @@ class Templates:
         async with self._building[plan.id]:
             if found := self._store.templates.get(plan.id):
                 return found
+            self._store.require_undamaged(self._surroundings.paths.template(plan.id))
             return await self._build(plan, progress)
 
     async def _build(self, plan: Plan, progress: Progress) -> Manifest:
