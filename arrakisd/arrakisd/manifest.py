@@ -42,10 +42,11 @@ class Shape:
 
 @frozen
 class StoredFile:
-    """Size and checksum of one file."""
+    """Size and checksum of one file, and how many bytes it takes on disk, without holes."""
 
     size: int
     digest: str
+    allocated: int
 
 
 @frozen
@@ -87,8 +88,9 @@ class Manifest:
 
     @property
     def bytes(self) -> int:
-        """Size of its own parts and its topmost layer, in bytes."""
-        return sum(part.size for part in self.files.values()) + self.layers[-1].file.size
+        """What its own parts and its topmost layer take on disk, in bytes."""
+        parts = [*self.files.values(), self.layers[-1].file]
+        return sum(part.allocated for part in parts)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

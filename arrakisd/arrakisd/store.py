@@ -37,6 +37,8 @@ from .manifest import (
 )
 from .paths import StatePaths
 
+_BLOCK = 512  # what st_blocks counts (stat(2))
+
 
 class Store:
     """All published templates and snapshots, held in memory, read once at start."""
@@ -221,7 +223,8 @@ class Store:
         # maps it privately: QEMU before 9.0 insists.
         self._grant(path, 0o660 if path.name == MEMORY else 0o440)
         sync(path)
-        return StoredFile(path.stat().st_size, file_digest(path))
+        status = path.stat()
+        return StoredFile(status.st_size, file_digest(path), status.st_blocks * _BLOCK)
 
     def _grant(self, path: Path, mode: int) -> None:
         if self._group is not None:
