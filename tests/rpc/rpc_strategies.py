@@ -145,7 +145,8 @@ def frame(body: bytes) -> bytes:
 
 def decode_all(chunks: Iterator[bytes] | list[bytes]) -> tuple[list[Any], ProtocolError | None]:
     """Feed chunks to a decoder; give its messages, and the error that ended it."""
-    decoder, messages = FrameDecoder(), []
+    decoder = FrameDecoder()
+    messages: list[Any] = []
     try:
         for chunk in chunks:
             messages.extend(decoder.feed(chunk))

@@ -172,7 +172,7 @@ class TestStrictness:
     def test_one_of_a_few_words_is_that_word_exactly(self, value: Any) -> None:
         """And the others that would do are named."""
 
-        status = Literal["RUNNING", "PAUSED"]
+        status: Any = Literal["RUNNING", "PAUSED"]
 
         assert structure("PAUSED", status) == "PAUSED"
         assert problem_with(value, status) == "expected one of 'RUNNING', 'PAUSED'"

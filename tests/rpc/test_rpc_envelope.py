@@ -100,7 +100,8 @@ class TestHostile:
     @pytest.mark.parametrize("number", [True, 0, -1, 2**53, 1.0, "1", None, b"1", [1], {}])
     def test_an_id_is_a_positive_integer_and_nothing_that_equals_one(self, number: Any) -> None:
         """Ids do not come as booleans, floats, text, or beyond what a float holds exactly."""
-        for rest in ({"method": "m", "params": {}}, {"result": 1}, {"error": {}}):
+        bodies: list[dict[str, Any]] = [{"method": "m", "params": {}}, {"result": 1}, {"error": {}}]
+        for rest in bodies:
             with pytest.raises(ProtocolError, match="id"):
                 parse_envelope({"jsonrpc": "2.0", "id": number, **rest})
 

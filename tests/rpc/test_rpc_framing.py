@@ -61,7 +61,7 @@ class TestRoundTrip:
         """A message appears with its last byte, not before and not after."""
         first, second = encode_frame(one), encode_frame(other)
         decoder = FrameDecoder()
-        appeared = []
+        appeared: list[tuple[int, str]] = []
         for position, byte in enumerate(first + second, 1):
             appeared.extend((position, repr(message)) for message in decoder.feed(bytes([byte])))
             assert decoder.in_frame is (position not in (len(first), len(first + second)))
@@ -89,7 +89,7 @@ class TestRoundTrip:
         decoder = FrameDecoder()
         messages = decoder.feed(encode_frame(1) + encode_frame(2) + encode_frame(3)[:-1])
         assert next(messages) == 1
-        messages.close()
+        del messages
 
         assert list(decoder.feed(encode_frame(3)[-1:])) == [2, 3]
 

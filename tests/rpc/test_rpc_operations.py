@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rpc_strategies import ERRORS, maps, parts, same, texts
 from rpc_types import KINDS, OPERATIONS, fields_of, is_optional, name_of, without_none
 
-from arrakis_rpc import errors
+import arrakis_rpc
+from arrakis_rpc import connection, errors, framing, resync
 from arrakis_rpc.connection import MAX_CHANNEL_NAME, MAX_CHANNELS
 from arrakis_rpc.daemon_api import InGuest
 from arrakis_rpc.errors import ArrakisError, error_from_wire
@@ -127,7 +128,32 @@ class TestOperations:
         for method, inner in GUEST.items():
             if method.startswith(("exec.", "file.")):
                 outer = DAEMON[method]
-                assert outer.params == InGuest[inner.params]
+                assert outer.params == InGuest[inner.params]  # type: ignore[name-defined]
                 assert attrs.evolve(outer, params=inner.params, summary=inner.summary) == inner
             else:
                 assert method not in DAEMON
+
+
+def test_the_limits_are_those_of_this_version_of_the_protocol() -> None:
+    """Both ends count with them, so a change of one is a new version."""
+    limits = {
+        name: value
+        for module in (connection, framing, resync)
+        for name, value in vars(module).items()
+        if name.isupper() and isinstance(value, int | bytes) and not name.startswith("_")
+    }
+
+    assert arrakis_rpc.PROTOCOL_VERSION == 1
+    assert limits == {
+        "MAX_FRAME": 2**20,
+        "MAX_ITEMS": 2**17,
+        "MAX_NESTING": 16,
+        "WINDOW": 2**20,
+        "MAX_CHUNK": 2**17,
+        "MAX_CALLS": 256,
+        "MAX_CHANNELS": 8,
+        "MAX_CHANNEL_NAME": 64,
+        "TOKEN_SIZE": 32,
+        "NONCE_SIZE": 16,
+        "FIRST_TOKEN": b"arrakis-agent-first-session\0\0\0\0\0",
+    }
