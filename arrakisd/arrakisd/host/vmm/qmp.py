@@ -35,6 +35,7 @@ class QmpClient:
         self._pending: dict[int, _Pending] = {}
         self._last_id = 0
         self._closed = False
+        self._sending = trio.Lock()
 
     async def execute(self, command: str, **arguments: Any) -> Any:
         """Run a command; give its return value.
@@ -50,7 +51,8 @@ class QmpClient:
         line = json.dumps({"execute": command, "arguments": arguments, "id": number})
         try:
             # Commands are far smaller than a socket buffer, so this never sends half a line.
-            await self._stream.send_all(line.encode() + b"\n")
+            async with self._sending:
+                await self._stream.send_all(line.encode() + b"\n")
             await pending.answered.wait()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise QmpClosedError(f"QEMU ended during {command}") from error
@@ -69,7 +71,7 @@ class QmpClient:
             while data := await self._stream.receive_some(65536):
                 buffer += data
                 while (end := buffer.find(b"\n")) >= 0:
-                    self._take(json.loads(bytes(buffer[:end])))
+                    self._take(_parsed(bytes(buffer[:end])))
                     del buffer[: end + 1]
                 if len(buffer) > _MAX_LINE:
                     raise VmmError("QEMU sent an endless line")
@@ -86,6 +88,16 @@ class QmpClient:
         elif pending := self._pending.get(message.get("id", 0)):
             pending.answer = message
             pending.answered.set()
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise VmmError(f"QEMU sent what is not QMP: {line[:100]!r}") from error
+    if not isinstance(message, dict) or not isinstance(message.get("id", 0), int):
+        raise VmmError(f"QEMU sent what is not QMP: {line[:100]!r}")
+    return message
 
 
 @asynccontextmanager
