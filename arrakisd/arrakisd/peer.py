@@ -65,7 +65,6 @@ class CallStreams:
             await self._peer.room()
             window = connection.send_window(self.call_id, channel)
             if window == 0:
-                self._credit = trio.Event()
                 await self._credit.wait()
                 continue
             piece = data[start : start + min(MAX_CHUNK, window)]
@@ -93,7 +92,9 @@ class CallStreams:
     def deliver(self, event: Event) -> None:
         """Put an event into the mailbox; only the reader of the connection does this."""
         if isinstance(event, CreditReceived):
+            # Whoever waits has this event, whoever comes later gets the next one.
             self._credit.set()
+            self._credit = trio.Event()
             return
         if isinstance(event, CallNotified):
             self._notes += 1
@@ -163,6 +164,7 @@ class Peer:
                 batch = b"".join(self._frames) if len(self._frames) > 1 else self._frames[0]
                 self._frames.clear()
                 self._room.set()
+                self._room = trio.Event()
                 await self._stream.send_all(batch)
             self._wake = trio.Event()
             await self._wake.wait()
@@ -171,7 +173,6 @@ class Peer:
         """Wait until a frame may be queued. Always a checkpoint."""
         await trio.lowlevel.checkpoint()
         while len(self._frames) >= _QUEUED_FRAMES and not self._closed:
-            self._room = trio.Event()
             await self._room.wait()
         if self._closed:
             raise ConnectionLostError("connection was lost")
