@@ -9,13 +9,13 @@ from arrakis_rootfs.buildah import Buildah, StepTracker
 from arrakis_rootfs.commands import PRIVATE_NAMESPACES, require_tools, run_command
 from arrakis_rootfs.errors import CommandError, ImageError
 
-_SUITES = {
-    "debian:12": "bookworm",
-    "debian:13": "trixie",
-    "ubuntu:22.04": "jammy",
-    "ubuntu:24.04": "noble",
+# Suite, and the components that hold what the base image installs.
+_RELEASES = {
+    "debian:12": ("bookworm", "main"),
+    "debian:13": ("trixie", "main"),
+    "ubuntu:24.04": ("noble", "main,universe"),
 }
-DISTRIBUTIONS = tuple(_SUITES)
+DISTRIBUTIONS = tuple(_RELEASES)
 
 # How long a registry may take until it sends anything; the download itself takes what it takes.
 _ANSWER_SECONDS = 10.0
@@ -37,7 +37,7 @@ async def provide_distribution(buildah: Buildah, distribution: str, tracker: Ste
     From a container registry where one answers, otherwise from the distribution's packages with
     mmdebstrap; mirrors and registries are those the host's tools are set up for.
     """
-    if distribution not in _SUITES:
+    if distribution not in _RELEASES:
         raise ImageError(f"{distribution!r} is none of {', '.join(DISTRIBUTIONS)}")
     reference = f"localhost/arrakis-distribution:{distribution.replace(':', '-')}"
     if await buildah.has_image(reference):
@@ -71,13 +71,13 @@ async def _bootstrap(
     require_tools("mmdebstrap")
     tracker.tell(f"no registry has {distribution}: making it from packages with mmdebstrap")
     async with buildah.mounted("scratch") as (container, tree):
+        suite, components = _RELEASES[distribution]
         await run_command(
             [
                 *PRIVATE_NAMESPACES,
-                "mmdebstrap",
-                "--variant=minbase",
-                _SUITES[distribution],
-                str(tree),
+                # Ubuntu does not count apt among what every system needs.
+                *("mmdebstrap", "--variant=minbase", "--include=apt"),
+                *(f"--components={components}", suite, str(tree)),
             ],
             on_line=tracker.tell,
             environment={"TMPDIR": str(buildah.scratch)},

@@ -38,6 +38,12 @@ ls /etc/ssh | grep ssh_host | tell host-keys
 cut -d' ' -f1-4 /proc/self/mounts | grep -E ' / |/dev/vd|erofs|ext4' | tell mounts
 stat -c '%U %a' / /tmp /home/elara | tell owners
 su elara -c 'sudo -n id -u' | tell sudo
+ssh-keygen -q -N '' -t ed25519 -f /etc/ssh/ssh_host_ed25519_key
+ssh-keygen -q -N '' -t ed25519 -f /tmp/key
+install -o elara -m 700 -d /home/elara/.ssh
+install -o elara -m 600 /tmp/key.pub /home/elara/.ssh/authorized_keys
+options="-i /tmp/key -o StrictHostKeyChecking=accept-new -o BatchMode=yes"
+ssh $options elara@127.0.0.1 'id -un; echo $LANG' | tell ssh
 python3 -I -S -c '
 import importlib.util, os, struct, sys
 sys.path.insert(0, "/usr/lib/arrakis")
@@ -139,7 +145,14 @@ def test_layers_cannot_be_reached(boots: list[dict[str, str]]) -> None:
 def test_user_has_sudo_and_a_home(boots: list[dict[str, str]]) -> None:
     """The user elara owns a home directory and becomes root without a password."""
     assert boots[0]["sudo"] == "0"
-    assert boots[0]["owners"].splitlines() == ["root 755", "root 1777", "elara 755"]
+    root, tmp, home = boots[0]["owners"].splitlines()
+    assert (root, tmp) == ("root 755", "root 1777")
+    assert home in {"elara 755", "elara 750"}
+
+
+def test_ssh_takes_the_host_key_of_the_moment(boots: list[dict[str, str]]) -> None:
+    """A host key written after the start is in force at once, and elara logs in with a key."""
+    assert boots[0]["ssh"].splitlines() == ["elara", "C.UTF-8"]
 
 
 def test_python_modules_stay_compiled(boots: list[dict[str, str]]) -> None:
