@@ -7,3 +7,4 @@ sys.path.append(str(Path(__file__).parents[1] / "sdk"))
 
 from cli_harness import arrakis as arrakis
 from scripted_daemon import scripted as scripted
+from terminal_harness import terminal as terminal

@@ -51,7 +51,7 @@ class Terminal:
             signal.SIGTERM: signal.signal(signal.SIGTERM, _leave),
             signal.SIGHUP: signal.signal(signal.SIGHUP, _leave),
         }
-        tty.setraw(self._input)
+        tty.setraw(self._input, termios.TCSADRAIN)  # what was typed ahead is meant for the shell
         return self
 
     def __exit__(
