@@ -88,10 +88,11 @@ def _assemble(destination: Path, wheels: Path) -> None:
 
 async def _fetch_msgpack(downloads: Path, on_line: Callable[[str], None]) -> Path:
     version = importlib.metadata.version("msgpack")
-    directory = downloads / f"msgpack-{version}"
+    name = "-".join(("msgpack", version, "for", *_GUEST_PYTHONS))
+    directory = downloads / name
     if directory.is_dir():
         return directory
-    partial = downloads / f".new-msgpack-{version}"
+    partial = downloads / f".new-{name}"
     if partial.exists():
         await trio.to_thread.run_sync(shutil.rmtree, partial)
     partial.mkdir(parents=True)
