@@ -1,0 +1,125 @@
+"""What every hypervisor driver offers, and how the QEMU one fails."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+from attrs import evolve
+from real_daemon import processes_naming
+
+from arrakis_rpc.errors import ArrakisError, UnsupportedError, VmmError
+from arrakisd.config import Config
+from arrakisd.host.disks import make_blank_disk
+from arrakisd.host.vmm.interface import Boot, Driver, LaunchSpec, Restore, Vmm
+from arrakisd.host.vmm.qemu import QemuDriver, QemuVmm
+from arrakisd.host.vmm.registry import DRIVERS
+from arrakisd.peer import domain_error_in
+
+VMM_CLASSES = {"qemu": QemuVmm}
+
+
+def offered(protocol: type) -> dict[str, inspect.Signature]:
+    """Give the methods of an interface with their parameters."""
+    return {
+        name: inspect.signature(member)
+        for name, member in vars(protocol).items()
+        if inspect.isfunction(member) and not name.startswith("_")
+    }
+
+
+@pytest.fixture
+async def spec(tmp_path: Path) -> LaunchSpec:
+    """A machine that comes up as far as its monitor, with nothing sensible on it."""
+    directory = tmp_path / "vm"
+    directory.mkdir()
+    await make_blank_disk(directory / "disk.qcow2", 64)
+    for name, size in (("memory", 2**27), ("root", 2**20), ("state", 4096), ("kernel", 4096)):
+        with (directory / name).open("wb") as file:
+            file.truncate(size)
+    return LaunchSpec(
+        name="one",
+        directory=directory,
+        vcpus=1,
+        memory_mib=128,
+        memory_file=directory / "memory",
+        root_image=directory / "root",
+        disk=directory / "disk.qcow2",
+        accelerator="tcg",
+        source=Restore(directory / "state", None),
+        identity=None,
+    )
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_interface(name: str) -> None:
+    """Every driver, and what it launches, has all methods of the interface as they are there."""
+    driver = DRIVERS[name]("some-binary")
+    assert driver.name == name
+    for protocol, offer in ((Driver, type(driver)), (Vmm, VMM_CLASSES[name])):
+        for method, signature in offered(protocol).items():
+            there = inspect.signature(getattr(offer, method))
+            assert list(there.parameters) == list(signature.parameters), method
+            assert inspect.iscoroutinefunction(
+                getattr(protocol, method)
+            ) == inspect.iscoroutinefunction(getattr(offer, method)), method
+
+
+def test_registry() -> None:
+    """The settings offer exactly the drivers there are."""
+    assert set(get_args(get_type_hints(Config)["vmm"])) == {"auto", *DRIVERS}
+
+
+def test_missing_binary() -> None:
+    """A hypervisor that is not installed is said to be so, with the command that installs it."""
+    with pytest.raises(UnsupportedError, match="no-such-qemu") as caught:
+        QemuDriver("no-such-qemu").version()
+    assert "apt-get install" in (caught.value.hint or "")
+
+
+def test_version() -> None:
+    """The version is the number that QEMU prints."""
+    version = QemuDriver("qemu-system-x86_64").version()
+    assert all(part.isdecimal() for part in version.split("."))
+
+
+async def test_launch(spec: LaunchSpec) -> None:
+    """A launched VMM talks, has a channel, and is gone with its block, as are its files' users."""
+    async with QemuDriver("qemu-system-x86_64").launch(spec) as vmm:
+        assert isinstance(vmm, QemuVmm)
+        assert processes_naming(spec.directory) == {vmm.pid}
+        greeting = await vmm.qmp.execute("qmp_capabilities")
+        assert greeting == {}
+        async with vmm.open_channel(), vmm.open_channel():
+            pass
+    assert processes_naming(spec.directory) == set()
+
+
+@pytest.mark.parametrize("broken", ["root_image", "disk", "memory_file", "kernel", "accelerator"])
+async def test_broken_launch(spec: LaunchSpec, broken: str, tmp_path: Path) -> None:
+    """A VMM that cannot start is an error with its last words, and leaves no process."""
+    missing = tmp_path / "missing"
+    if broken == "kernel":
+        spec = evolve(spec, source=Boot(missing, missing, "quiet"))
+    elif broken == "accelerator":
+        spec = evolve(spec, vcpus=10_000)
+    else:
+        spec = evolve(spec, **{broken: missing / "file"})
+    with pytest.RaisesGroup(VmmError, flatten_subgroups=True, allow_unwrapped=True) as caught:
+        async with QemuDriver("qemu-system-x86_64").launch(spec) as vmm:
+            await vmm.start()
+    error = domain_error_in(caught.value)
+    assert isinstance(error, ArrakisError)
+    assert "QEMU exited with status 1" in str(error)
+    assert "CPUs" in str(error) if broken == "accelerator" else "missing" in str(error)
+    assert processes_naming(spec.directory) == set()
+
+
+async def test_broken_state(spec: LaunchSpec) -> None:
+    """Device state that is none is an error with QEMU's last words."""
+    with pytest.RaisesGroup(VmmError, flatten_subgroups=True, allow_unwrapped=True) as caught:
+        async with QemuDriver("qemu-system-x86_64").launch(spec) as vmm:
+            await vmm.start()
+    assert "device state" in str(domain_error_in(caught.value))
