@@ -19,6 +19,7 @@ from typing import Any, Literal
 from attrs import asdict, field, fields, frozen
 from attrs.validators import ge, in_, le
 
+from arrakis_kernel import cache_directory
 from arrakis_rpc.converter import structure
 from arrakis_rpc.errors import InvalidParamsError
 
@@ -40,13 +41,6 @@ def _half_of_the_cores() -> int:
     return min(8, max(1, (os.cpu_count() or 1) // 2))
 
 
-def _default_cache() -> str:
-    if os.geteuid() == 0:
-        return "/var/cache/arrakis"
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-    return f"{base}/arrakis"
-
-
 @frozen
 class Config:
     """Effective settings. Sizes in MiB, times in seconds."""
@@ -54,11 +48,11 @@ class Config:
     state_dir: str = "/var/lib/arrakis"
     socket: str = "/run/arrakis/arrakisd.sock"
     socket_group: str = "arrakis"
-    cache_dir: str = field(factory=_default_cache)
+    cache_dir: str = field(factory=lambda: str(cache_directory()))
     image: str = "base"
     kernel: str | None = None
     initramfs: str | None = None
-    vmm: Literal["auto", "qemu"] = "auto"
+    vmm: str = "auto"
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     qemu_binary: str = "qemu-system-x86_64"
     vmm_user: str = "arrakis-vmm"

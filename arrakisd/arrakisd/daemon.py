@@ -19,16 +19,14 @@ from pathlib import Path
 import structlog
 import trio
 
-from arrakis_kernel import find_kernel
 from arrakis_rootfs.store import ImageStore
 from arrakis_rpc.errors import AlreadyExistsError
 
 from . import __version__
 from .config import Config
 from .events import Events
-from .host.vmm.interface import Driver
-from .host.vmm.qemu_probe import Verdict, choose_accelerator
-from .host.vmm.registry import DRIVERS
+from .host.vmm.interface import Driver, Verdict
+from .host.vmm.registry import choose_driver
 from .machine import Surroundings
 from .paths import StatePaths
 from .rpc_server import RpcServer, open_unix_listener
@@ -52,8 +50,8 @@ async def run_daemon(config: Config) -> None:
         store = Store(paths, identity[1] if identity else None)
         await trio.to_thread.run_sync(store.load)
         surroundings = Surroundings(config, paths, store)
-        driver = DRIVERS["qemu" if config.vmm == "auto" else config.vmm](config.qemu_binary)
-        verdict = await _accelerator(config, driver)
+        driver = choose_driver(config)
+        verdict = await _choose_accelerator(driver)
         images = ImageStore(paths.images, Path(config.cache_dir) / "images")
         templates = Templates(surroundings, images, driver, verdict.accelerator)
         events = Events()
@@ -82,17 +80,12 @@ async def _serve_until_signalled(config: Config, service: Service) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def _accelerator(config: Config, driver: Driver) -> Verdict:
-    if config.accelerator != "auto":
-        return Verdict(config.accelerator, "set in the configuration")
-    cache = Path(config.cache_dir)
-    verdict = await choose_accelerator(
-        config.qemu_binary, driver.version(), find_kernel(cache), cache / "accelerator.json"
-    )
-    if verdict.accelerator == "kvm":
-        log.info("accelerator", name="kvm", reason=verdict.reason)
-    else:
+async def _choose_accelerator(driver: Driver) -> Verdict:
+    verdict = await driver.choose_accelerator()
+    if verdict.accelerator == "tcg":
         log.warning("guests are emulated, which is slow", reason=verdict.reason)
+    else:
+        log.info("accelerator", name=verdict.accelerator, reason=verdict.reason)
     return verdict
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from arrakis_rpc import errors
 from arrakis_rpc.connection import DataReceived, StreamEnded
 from arrakis_rpc.daemon_api import ImageBuild, ImageInfo, ImageList
 
+from .context import unpack
 from .peer import CallStreams
 
 _BACKLOG = 256
@@ -50,9 +50,10 @@ def translated() -> Iterator[None]:
 class ImageService:
     """Lists, builds and deletes images."""
 
-    def __init__(self, store: ImageStore, scratch: Path) -> None:
+    def __init__(self, store: ImageStore, scratch: Path, cache: Path) -> None:
         self._store = store
         self._scratch = scratch
+        self._cache = cache
 
     async def list(self) -> ImageList:
         """List all images by name."""
@@ -100,6 +101,7 @@ class ImageService:
                         dockerfile=dockerfile,
                         build_args=params.build_args,
                         progress=report,
+                        cache=self._cache,
                     )
         return _described(image)
 
@@ -110,19 +112,8 @@ async def _receive_context(streams: CallStreams, archive: Path, target: Path) ->
             if isinstance(event, DataReceived):
                 await trio.to_thread.run_sync(file.write, event.data)
                 streams.consumed(event)
-    await trio.to_thread.run_sync(_unpack, archive, target)
-
-
-def _unpack(archive: Path, target: Path) -> None:
-    try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(target, filter="data")
-    except tarfile.TarError as problem:
-        raise errors.InvalidParamsError(f"the build context was refused: {problem}") from problem
-    except OSError as problem:
-        raise errors.ExhaustedError(f"the build context did not fit: {problem}") from problem
-    finally:
-        archive.unlink()
+    await trio.to_thread.run_sync(unpack, archive, target)
+    archive.unlink()
 
 
 def _inside(context: Path, name: str) -> Path:

@@ -23,6 +23,7 @@ from arrakis_rpc.guest_api import ExecSpec
 
 from .agent import GuestAgent
 from .config import Config
+from .deadlines import deadline
 from .host.disks import active_layer, make_empty_layer
 from .host.vmm.interface import Driver, LaunchSpec, Restore, SnapshotTarget, Vmm
 from .identity import make_identity
@@ -178,9 +179,12 @@ class Machine:
             nursery.cancel_scope.cancel()
 
     async def _watch(self, vmm: Vmm) -> None:
-        how = await vmm.wait()
-        self.failure = Failure(reason=how, console=vmm.last_words())
-        raise VmmError("\n".join([how, *self.failure.console]), vm=self.name)
+        end = await vmm.wait()
+        if end.orderly and self.states.state is VmState.RUNNING:
+            self._scope.cancel()  # the guest powered itself off
+            return
+        self.failure = Failure(reason=end.how, console=vmm.last_words())
+        raise VmmError("\n".join([end.how, *self.failure.console]), vm=self.name)
 
     def _startup_error(self, error: Exception) -> ArrakisError:
         cause = domain_error_in(error)
@@ -257,7 +261,7 @@ class Machine:
         self._config.give_to_vmm(next_disk)
         target = SnapshotTarget(device_state, parts / PAGES, next_disk)
         # The pause is short. Cancelling it half-way would leave open which layer is in use.
-        with trio.fail_after(_PAUSE_DEADLINE, shield=True):
+        with deadline(_PAUSE_DEADLINE, "the pause for a snapshot", shield=True):
             async with self._agent.quiet():
                 token = self._agent.resync_token
                 facts = await self._vmm.snapshot(target)

@@ -27,7 +27,6 @@ class StatePaths:
         self.vms = root / "vms"
         self.scratch = root / "scratch"
         self.lock = root / "lock"
-        self.probe_verdict = root / "accelerator.json"
 
     def vm(self, name: str) -> Path:
         """Directory of a VM; gone when the VM is."""

@@ -18,10 +18,10 @@ from arrakis_rpc.connection import (
     DataReceived,
     StreamEnded,
 )
-from arrakis_rpc.errors import DeadlineError
 from arrakis_rpc.guest_api import ExecSpec
 
 from .agent import GuestAgent
+from .deadlines import deadline
 from .peer import CallStreams
 
 # A program has that long to end after its own time limit before the agent counts as hung.
@@ -31,17 +31,15 @@ _GRACE = 10.0
 async def call_through(agent: GuestAgent, method: str, args: object, client: CallStreams) -> Any:
     """Make a guest operation on behalf of a client; give its typed result."""
     limit = args.timeout if isinstance(args, ExecSpec) else None
-    try:
-        with trio.fail_after(math.inf if limit is None else limit + _GRACE):
-            async with agent.open_call(method, args) as guest, trio.open_nursery() as nursery:
-                nursery.start_soon(_pass_on, client, guest)
-                answer = await _pass_on(guest, client)
-                nursery.cancel_scope.cancel()
-    except trio.TooSlowError as error:
-        raise DeadlineError(
-            f"the guest did not end a command after its limit of {limit:g} s",
-            hint="the guest may hang or be out of memory; 'destroy' works all the same",
-        ) from error
+    with deadline(
+        math.inf if limit is None else limit + _GRACE,
+        "a command in the guest, with its time limit,",
+        hint="the guest may hang or be out of memory; 'destroy' works all the same",
+    ):
+        async with agent.open_call(method, args) as guest, trio.open_nursery() as nursery:
+            nursery.start_soon(_pass_on, client, guest)
+            answer = await _pass_on(guest, client)
+            nursery.cancel_scope.cancel()
     return agent.typed_result(method, answer)
 
 

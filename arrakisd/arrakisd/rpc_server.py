@@ -196,7 +196,10 @@ async def open_unix_listener(path: Path, group: int | None) -> AsyncIterator[tri
         finally:
             os.umask(old_mask)
         if group is not None:
-            os.chown(path, -1, group)
+            try:
+                os.chown(path, -1, group)
+            except PermissionError:
+                log.warning("only this user can use the socket: it may not give it to the group")
         listening.listen(128)
         async with trio.SocketListener(trio.socket.from_stdlib_socket(listening)) as listener:
             yield listener

@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -36,8 +37,7 @@ from . import __version__, describe
 from .config import host_memory_mib
 from .doctor import examine
 from .events import Events
-from .host.vmm.interface import Driver
-from .host.vmm.qemu_probe import Verdict
+from .host.vmm.interface import Driver, Verdict
 from .image_service import ImageService
 from .machine import Machine, Surroundings
 from .manifest import Manifest
@@ -86,7 +86,9 @@ class Service:
         self._templates = templates
         self._events = events
         self._accelerator = accelerator
-        self._image_service = ImageService(images, surroundings.paths.scratch)
+        self._image_service = ImageService(
+            images, self._paths.scratch, Path(self._config.cache_dir)
+        )
         self._began = trio.current_time()
         self._snapshot_ids: set[str] = set()
         self._handlers: dict[str, Callable[[Any, Call], Awaitable[Any]]] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import structlog
 import trio
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 from arrakis_kernel import KernelFiles, find_kernel
 from arrakis_rootfs.store import ImageStore
@@ -22,6 +22,7 @@ from arrakis_rpc.resync import FIRST_TOKEN
 
 from .agent import GuestAgent
 from .config import host_memory_mib
+from .deadlines import deadline
 from .host.checksums import file_digest
 from .host.disks import active_layer, make_blank_disk, make_empty_layer
 from .host.vmm.interface import Boot, Driver, LaunchSpec, Vmm
@@ -49,7 +50,9 @@ class Plan:
     @property
     def id(self) -> str:
         """Id of the template of this shape."""
-        text = repr(sorted(asdict(self.shape).items()))
+        # Not by what it is called and where it lies, which may differ for the same content.
+        decisive = evolve(self.shape, image="", root_image="")
+        text = repr(sorted(asdict(decisive).items()))
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -197,14 +200,14 @@ class Templates:
             return published
 
     async def _boot(self, vmm: Vmm, device_state: Path, progress: Progress) -> bytes:
-        deadline = self._config.boot_timeout
-        with trio.fail_after(deadline):
+        limit = self._config.boot_timeout
+        with deadline(limit, "the boot of the template"):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_watch, vmm)
                 await vmm.start()
                 agent = GuestAgent("template", vmm.open_channel, FIRST_TOKEN)
-                nursery.start_soon(agent.run, deadline)
-                await agent.wait_ready(deadline)
+                nursery.start_soon(agent.run, limit)
+                await agent.wait_ready(limit)
                 await progress("guest agent answers, waiting for the system to settle")
                 while not (await _health(agent)).booted:  # noqa: ASYNC110 -- the guest is asked
                     await trio.sleep(_HEALTH_PERIOD)
@@ -217,8 +220,8 @@ class Templates:
 
 
 async def _watch(vmm: Vmm) -> None:
-    how = await vmm.wait()
-    raise VmmError("\n".join([f"while the template booted, {how}", *vmm.last_words()]))
+    end = await vmm.wait()
+    raise VmmError("\n".join([f"while the template booted, {end.how}", *vmm.last_words()]))
 
 
 async def _health(agent: GuestAgent) -> Health:

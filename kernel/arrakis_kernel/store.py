@@ -53,15 +53,20 @@ class KernelFiles:
 
 
 def find_kernel(cache: Path) -> KernelFiles | None:
-    """Return the current kernel, or None when there is none or this program's recipe changed.
+    """Return the current kernel, or None when there is none.
 
-    Needs no network. Raises KernelStoreError when the cache is there but broken.
+    It may have been made by an older recipe than this program's: it goes on working until
+    set-up makes the next one. Needs no network. Raises KernelStoreError when the cache is there but broken.
     """
     try:
         digest = (_kernels(cache) / "current").readlink().name
     except FileNotFoundError:
         return None
-    kernel = load_kernel(cache, digest)
+    return load_kernel(cache, digest)
+
+
+def _find_up_to_date(cache: Path) -> KernelFiles | None:
+    kernel = find_kernel(cache)
     if kernel is None or _read_manifest(kernel.vmlinux.parent)["recipe"] != _recipe():
         return None
     return kernel
@@ -94,10 +99,10 @@ def ensure_kernel(cache: Path, progress: Callable[[str], None]) -> KernelFiles:
     `progress` is told in plain sentences what is being done. Two callers at once are safe: the
     second waits and finds the work done. Raises KernelError.
     """
-    if kernel := find_kernel(cache):
+    if kernel := _find_up_to_date(cache):
         return kernel
     with _exclusive(_kernels(cache)):
-        if kernel := find_kernel(cache):
+        if kernel := _find_up_to_date(cache):
             return kernel
         _sweep(_kernels(cache))
         packages = find_kernel_packages()

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from attrs import frozen
 
+from ...config import Config
 from .channel import Channel
 
 
@@ -75,6 +76,22 @@ class SnapshotFacts:
     changed_pages: int
 
 
+@frozen
+class VmmEnd:
+    """How a VMM process ended: ``orderly`` if the guest powered itself off."""
+
+    orderly: bool
+    how: str
+
+
+@frozen
+class Verdict:
+    """Which accelerator runs the guests' instructions, and why."""
+
+    accelerator: str
+    reason: str
+
+
 class Vmm(Protocol):
     """One running VMM process with one guest."""
 
@@ -98,8 +115,8 @@ class Vmm(Protocol):
     def open_channel(self) -> Channel:
         """Give a byte stream to the guest agent; again after an earlier one was closed."""
 
-    async def wait(self) -> str:
-        """Wait until the process has ended; give how, in words."""
+    async def wait(self) -> VmmEnd:
+        """Wait until the process has ended; give how."""
 
     def last_words(self) -> list[str]:
         """Give the last lines of the process's own output and of the guest's console."""
@@ -113,8 +130,11 @@ class Driver(Protocol):
     def version(self) -> str:
         """Give the version; raise `UnsupportedError` if it is not installed."""
 
+    async def choose_accelerator(self) -> Verdict:
+        """Find out what really runs a guest here; may take seconds the first time."""
+
     def launch(self, spec: LaunchSpec) -> AbstractAsyncContextManager[Vmm]:
         """Run a VMM process for the length of a block; it is gone when the block ends."""
 
 
-DriverFactory = Callable[[str], Driver]
+DriverFactory = Callable[[Config], Driver]

@@ -12,13 +12,24 @@ from typing import Any
 
 import trio
 
+from arrakis_kernel import find_kernel
 from arrakis_rpc.errors import DeadlineError, UnsupportedError, VmmError
 
+from ...config import Config
 from ..memory import load_pages, save_pages
 from ..processes import Child, owned, spawn
 from . import qemu_arguments
 from .channel import Channel
-from .interface import Boot, LaunchSpec, Restore, SnapshotFacts, SnapshotTarget
+from .interface import (
+    Boot,
+    LaunchSpec,
+    Restore,
+    SnapshotFacts,
+    SnapshotTarget,
+    Verdict,
+    VmmEnd,
+)
+from .qemu_probe import choose_accelerator
 from .qmp import QmpClient, QmpClosedError, open_qmp
 
 _CONSOLE_TAIL = 64 * 1024
@@ -32,8 +43,10 @@ class QemuDriver:
 
     name = "qemu"
 
-    def __init__(self, binary: str) -> None:
-        self._binary = binary
+    def __init__(self, config: Config) -> None:
+        self._binary = config.qemu_binary
+        self._accelerator = config.accelerator
+        self._cache = Path(config.cache_dir)
         self._version: str | None = None
 
     def version(self) -> str:
@@ -49,6 +62,14 @@ class QemuDriver:
             words = printed.stdout.decode(errors="replace").split()
             self._version = words[words.index("version") + 1]
         return self._version
+
+    async def choose_accelerator(self) -> Verdict:
+        """Find out what really runs a guest here; a first probe may take ten seconds."""
+        if self._accelerator != "auto":
+            return Verdict(self._accelerator, "set in the configuration")
+        memory = self._cache / "accelerator.json"
+        kernel = find_kernel(self._cache)
+        return await choose_accelerator(self._binary, self.version(), kernel, memory)
 
     @asynccontextmanager
     async def launch(self, spec: LaunchSpec) -> AsyncIterator[QemuVmm]:
@@ -185,12 +206,12 @@ class QemuVmm:
         """Give a byte stream to the guest agent; again after an earlier one was closed."""
         return Channel(self._agent.dup())
 
-    async def wait(self) -> str:
-        """Wait until the process has ended; give how, in words."""
+    async def wait(self) -> VmmEnd:
+        """Wait until the process has ended; give how."""
         status = await self._child.wait()
         if status < 0:
-            return f"QEMU was killed by signal {-status}"
-        return f"QEMU exited with status {status}"
+            return VmmEnd(orderly=False, how=f"QEMU was killed by signal {-status}")
+        return VmmEnd(orderly=status == 0, how=f"QEMU exited with status {status}")
 
     def last_words(self) -> list[str]:
         """Give the last lines of the process's own output and of the guest's console."""
@@ -231,7 +252,7 @@ class QemuVmm:
     async def _obituary(self) -> str:
         how = "QEMU is alive but silent"
         with trio.move_on_after(_END_DEADLINE):
-            how = await self.wait()
+            how = (await self.wait()).how
         return "\n".join([how, *self.last_words()])
 
 

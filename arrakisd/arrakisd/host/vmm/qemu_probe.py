@@ -11,22 +11,15 @@ import os
 from pathlib import Path
 
 import trio
-from attrs import asdict, frozen
+from attrs import asdict
 
 from arrakis_kernel import KernelFiles
 
 from ..processes import owned, spawn
+from .interface import Verdict
 
 _DEADLINE = 10.0
 _MARK = b"ARRAKIS-PROBE-OK"
-
-
-@frozen
-class Verdict:
-    """Which accelerator to use, and why."""
-
-    accelerator: str
-    reason: str
 
 
 async def choose_accelerator(

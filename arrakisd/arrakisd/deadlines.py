@@ -1,0 +1,21 @@
+"""Time limits whose excess is an error that a client understands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+from arrakis_rpc.errors import DeadlineError
+
+
+@contextmanager
+def deadline(
+    seconds: float, what: str, *, shield: bool = False, hint: str | None = None
+) -> Iterator[None]:
+    """Give a block so many seconds; then raise `DeadlineError` saying ``what`` took too long."""
+    with trio.move_on_after(seconds, shield=shield) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise DeadlineError(f"{what} took longer than {seconds:g} s", hint=hint)

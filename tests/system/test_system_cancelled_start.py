@@ -1,0 +1,108 @@
+"""A start that is cancelled at any of its checkpoints leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from real_daemon import make_passable
+
+from arrakis_rpc.guest_api import ExecSpec
+from arrakisd.config import Config
+from arrakisd.events import Events
+from arrakisd.host.vmm.qemu import QemuDriver
+from arrakisd.machine import Surroundings
+from arrakisd.paths import StatePaths
+from arrakisd.store import Store
+from arrakisd.supervisor import Supervisor
+
+pytestmark = pytest.mark.vm
+
+_NAME = "cancelled"
+_MOST_STEPS = 2000
+
+
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels a scope before the n-th step that any task takes since the start began."""
+
+    def __init__(self, scope: trio.CancelScope, step: int) -> None:
+        self._scope = scope
+        self._step = step
+        self.steps = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.steps += 1
+        if self.steps == self._step:
+            self._scope.cancel()
+
+
+def leftovers(paths: StatePaths) -> dict[str, Any]:
+    """What a VM of this process could leave: processes, descriptors, files."""
+    pid = os.getpid()
+    children: list[str] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        children += (task / "children").read_text().split()
+    qemus = [
+        child for child in children if b"qemu-system" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+    return {
+        "processes": qemus,
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "files": sorted(
+            str(path.relative_to(paths.root))
+            for part in (paths.vms, paths.scratch, paths.layers)
+            for path in part.rglob("*")
+        ),
+    }
+
+
+async def start_cancelled_at(supervisor: Supervisor, store: Store, step: int) -> bool:
+    """Start a VM and cancel the caller at a step; tell whether the start was quicker."""
+    (template,) = store.templates.values()
+    with trio.CancelScope() as scope:
+        instrument = CancelAtStep(scope, step)
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            with supervisor.reserve([_NAME]):
+                await supervisor.wake(_NAME, template)
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+    return instrument.steps < step
+
+
+async def test_a_start_cancelled_at_any_checkpoint_leaves_nothing(template_state: Path) -> None:
+    """Wherever the caller is cancelled: no process, no file, no descriptor, and a free name."""
+    paths = StatePaths(template_state)
+    config = Config(state_dir=str(template_state))
+    identity = config.vmm_identity()
+    store = Store(paths, identity[1] if identity else None)
+    store.load()
+    paths.vms.mkdir(exist_ok=True)
+    make_passable(paths.vms)
+    driver = QemuDriver(config.qemu_binary)
+    async with trio.open_nursery() as nursery:
+        supervisor = Supervisor(nursery, Surroundings(config, paths, store), driver, Events())
+        await start_cancelled_at(supervisor, store, 1)  # threads and sockets of trio's own
+        await supervisor.destroy_all()
+        before = leftovers(paths)
+        for step in range(1, _MOST_STEPS):
+            finished = await start_cancelled_at(supervisor, store, step)
+            if not finished:
+                assert supervisor.machines == [], f"cancelled at step {step}"
+            await supervisor.destroy_all()
+            assert leftovers(paths) == before, f"cancelled at step {step}"
+            if finished:
+                break
+        else:
+            pytest.fail(f"no start came up within {_MOST_STEPS} steps")
+        assert step > 50, "the instrument saw too little of the start"
+
+        with supervisor.reserve([_NAME]):
+            machine = await supervisor.wake(_NAME, next(iter(store.templates.values())))
+        result = await machine.agent.call("exec.run", ExecSpec(argv=["true"]))
+        assert result.exit_code == 0
+        await supervisor.destroy_all()
+        nursery.cancel_scope.cancel()
