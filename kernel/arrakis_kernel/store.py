@@ -56,7 +56,8 @@ def find_kernel(cache: Path) -> KernelFiles | None:
     """Return the current kernel, or None when there is none.
 
     It may have been made by an older recipe than this program's: it goes on working until
-    set-up makes the next one. Needs no network. Raises KernelStoreError when the cache is there but broken.
+    set-up makes the next one. Needs no network. Raises KernelStoreError when the cache is there
+    but broken.
     """
     try:
         digest = (_kernels(cache) / "current").readlink().name
