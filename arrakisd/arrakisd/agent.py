@@ -17,7 +17,6 @@ from arrakis_rpc import PROTOCOL_VERSION
 from arrakis_rpc.converter import structure, unstructure
 from arrakis_rpc.errors import (
     ArrakisError,
-    ConnectionLostError,
     GuestError,
     InvalidParamsError,
     ProtocolError,
@@ -73,7 +72,7 @@ class GuestAgent:
     async def _run_session(self, deadline: float) -> None:
         async with self._open_channel() as channel, trio.open_nursery() as nursery:
             self._channel = channel
-            self._peer = peer = _SessionPeer(channel, self._tokens[0])
+            self._peer = peer = _SessionPeer(self._vm, channel, self._tokens[0])
             token = new_token()
             self._tokens.append(token)
             hello = Hello(versions=[PROTOCOL_VERSION], token=token)
@@ -88,7 +87,9 @@ class GuestAgent:
                 await trio.sleep_forever()
             finally:
                 self._peer = self._channel = None
-                self._opening, self._ready = trio.Event(), trio.Event()
+                # Not one that somebody waits for: the next session is to wake him.
+                self._opening = trio.Event() if self._opening.is_set() else self._opening
+                self._ready = trio.Event() if self._ready.is_set() else self._ready
 
     async def wait_ready(self, deadline: float) -> None:
         """Wait until a session is open; raise `GuestError` after ``deadline`` seconds."""
@@ -114,13 +115,8 @@ class GuestAgent:
     @asynccontextmanager
     async def _open_call(self, method: str, args: object) -> AsyncIterator[CallStreams]:
         assert self._peer is not None
-        try:
-            async with self._peer.open_call(method, unstructure(args)) as streams:
-                yield streams
-        except ConnectionLostError as error:
-            raise GuestError(
-                f"the agent in VM '{self._vm}' went away during {method}", vm=self._vm
-            ) from error
+        async with self._peer.open_call(method, unstructure(args)) as streams:
+            yield streams
 
     async def call(self, method: str, args: object) -> Any:
         """Make a call without streams; give its typed result."""
@@ -164,8 +160,9 @@ class GuestAgent:
 class _SessionPeer(CallerPeer):
     """A session: opened by a preamble, begun where the guest answers it."""
 
-    def __init__(self, channel: Channel, token: bytes) -> None:
+    def __init__(self, vm: str, channel: Channel, token: bytes) -> None:
         super().__init__(channel)
+        self._vm = vm
         preamble, nonce = make_preamble(token)
         self._scanner = MarkerScanner(nonce)
         self.queue(preamble)
@@ -173,6 +170,13 @@ class _SessionPeer(CallerPeer):
     async def run(self) -> None:
         await super().run()
         raise ProtocolError("the channel ended")
+
+    def lost(self) -> GuestError:
+        return GuestError(
+            f"the agent in VM '{self._vm}' went away in the middle of a call",
+            vm=self._vm,
+            hint="the VM was ended, or its agent is being restarted: look at its state",
+        )
 
     async def _find_beginning(self) -> bytes:
         while data := await self._stream.receive_some():

@@ -48,12 +48,12 @@ class CallStreams:
     async def receive(self) -> Event:
         """Wait for what the other end sends next: data, an end, a note, or the answer.
 
-        Raises `ConnectionLostError` when the connection ends before the call does.
+        Raises the peer's `lost` error when the connection ends before the call does.
         """
         try:
             event = await self._events.receive()
         except (trio.EndOfChannel, trio.ClosedResourceError) as error:
-            raise ConnectionLostError("connection was lost in the middle of a call") from error
+            raise self._peer.lost() from error
         if isinstance(event, CallNotified):
             self._notes -= 1
         return event
@@ -175,7 +175,11 @@ class Peer:
         while len(self._frames) >= _QUEUED_FRAMES and not self._closed:
             await self._room.wait()
         if self._closed:
-            raise ConnectionLostError("connection was lost")
+            raise self.lost()
+
+    def lost(self) -> ArrakisError:
+        """Make the error for those whom the end of the connection concerns."""
+        return ConnectionLostError("connection was lost in the middle of a call")
 
     def queue(self, frame: bytes) -> None:
         """Queue a frame for writing, room or not; answers and credit may always."""
