@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from real_daemon import Daemon, copy_templates, make_passable, running_daemon
+from real_daemon import Daemon, copy_templates, passable_directory, running_daemon
 
 from arrakis import SandboxManager
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Show the end of the daemon's log with a test that failed."""
+    report = yield
+    daemon = getattr(item, "funcargs", {}).get("daemon")
+    if report.failed and isinstance(daemon, Daemon):
+        report.sections.append(("arrakisd's log", daemon.log_text()[-4000:]))
+    return report
+
+
 @pytest.fixture(scope="session")
-def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def state_dir() -> Iterator[Path]:
     """The session's state directory: its template is booted once."""
-    directory = tmp_path_factory.mktemp("arrakis")
-    make_passable(directory)
-    return directory / "state"
+    with passable_directory() as directory:
+        yield directory / "state"
 
 
 @pytest.fixture(scope="session")
@@ -48,13 +57,8 @@ def manager(daemon: Daemon, booted: Path) -> Iterator[SandboxManager]:
 
 
 @pytest.fixture
-def template_state(
-    booted: Path, daemon: Daemon, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+def template_state(booted: Path, daemon: Daemon) -> Iterator[Path]:
     """A state directory for a second daemon, with a copy of the session's template."""
-    directory = tmp_path_factory.mktemp("second")
-    make_passable(directory)
-    with daemon.leaves_nothing():
+    with daemon.leaves_nothing(), passable_directory() as directory:
         copy_templates(booted, directory / "state")
         yield directory / "state"
-    shutil.rmtree(directory)

@@ -178,12 +178,15 @@ def end_daemon(daemon: Daemon, number: signal.Signals) -> float:
     return took
 
 
-def make_passable(directory: Path) -> None:
-    """Let VMMs, which run as a user of their own, get through to a temporary directory."""
-    top = Path(tempfile.gettempdir())
-    for parent in (directory, *directory.parents):
-        if parent.is_relative_to(top) and parent != top:
-            parent.chmod(parent.stat().st_mode | 0o011)
+@contextlib.contextmanager
+def passable_directory() -> Iterator[Path]:
+    """Make a temporary directory that VMMs, which run as a user of their own, get through.
+
+    pytest's own ones are closed to others, and closed again whenever another run begins.
+    """
+    with tempfile.TemporaryDirectory(prefix="arrakis-test-") as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
 
 
 def copy_templates(source: Path, target: Path) -> None:
