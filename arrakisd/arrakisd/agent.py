@@ -6,6 +6,7 @@ is hostile until proven otherwise. A session that breaks is opened anew while th
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,7 +22,7 @@ from arrakis_rpc.errors import (
     InvalidParamsError,
     ProtocolError,
 )
-from arrakis_rpc.guest_api import Hello
+from arrakis_rpc.guest_api import Clock, Hello
 from arrakis_rpc.operations import GUEST
 from arrakis_rpc.resync import MarkerScanner, make_preamble, new_token
 
@@ -134,6 +135,10 @@ class GuestAgent:
             async with self._open_call(method, args) as streams:
                 return self.typed_result(method, await receive_answer(streams))
         raise self._silent()
+
+    async def set_clock(self) -> None:
+        """Set the guest's wall clock to the host's."""
+        await self.call("clock.set", Clock(realtime=time.time_ns()))
 
     def typed_result(self, method: str, result: object) -> Any:
         """Structure what the guest answered; raise `GuestError` for nonsense."""

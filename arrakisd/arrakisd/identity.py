@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import time
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
@@ -20,7 +19,7 @@ _ENTROPY = 256
 
 
 def make_identity(vm_name: str) -> Identity:
-    """Make a fresh identity; its clock is right at this moment.
+    """Make a fresh identity.
 
     The SSH host key is made here because under emulation the guest would take longer for it
     than for all the rest of its start.
@@ -31,7 +30,6 @@ def make_identity(vm_name: str) -> Identity:
     return Identity(
         hostname=hostname,
         machine_id=secrets.token_hex(16),
-        realtime=time.time_ns(),
         entropy=secrets.token_bytes(_ENTROPY),
         ssh_host_key=key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
         ssh_host_key_public=public + f" root@{hostname}\n".encode(),

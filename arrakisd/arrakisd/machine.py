@@ -175,6 +175,7 @@ class Machine:
             nursery.start_soon(self._agent.run)
             identity = make_identity(self.name)
             await self._agent.call_first("identity.apply", identity, self._config.start_timeout)
+            await self._agent.set_clock()
             yield
             nursery.cancel_scope.cancel()
 
@@ -214,6 +215,16 @@ class Machine:
             assert self._vmm is not None
             await self._vmm.resume()
             self.states.move(VmState.RUNNING)
+            await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        """Set the clock of a guest that stood still; that it is late breaks nothing else."""
+        assert self._agent is not None
+        try:
+            with trio.fail_after(_AGENT_DEADLINE):
+                await self._agent.set_clock()
+        except (ArrakisError, trio.TooSlowError) as error:
+            log.warning("the guest's clock is late", vm=self.name, reason=str(error))
 
     async def end(self) -> None:
         """End the VM at once. Legal in every state; returns when nothing of it is left."""
@@ -269,6 +280,8 @@ class Machine:
         self._store.freeze_layer(self._layer, active_layer(directory, self._layer))
         self._layer = next_layer
         shutil.move(device_state, parts / DEVICE_STATE)
+        if self.states.state is VmState.RUNNING:
+            await self._catch_up()
         manifest = Manifest(
             id=snapshot_id,
             template=source.template,

@@ -232,6 +232,7 @@ async def _health(agent: GuestAgent) -> Health:
 async def _exercise(agent: GuestAgent) -> None:
     """Do once what every restored VM will do first, so that its code is in memory."""
     await agent.call("identity.apply", make_identity("template"))
+    await agent.set_clock()
     for command in (["true"], ["python3", "-c", "pass"], ["sync"]):
         await agent.call("exec.run", ExecSpec(argv=command))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from arrakis_rpc.guest_api import WORK_DIR
 
+from .clock import ClockSetter
 from .commands import Commands
 from .device import open_port
 from .files import Files
@@ -61,10 +62,12 @@ async def _serve(options: argparse.Namespace) -> None:
         spawner = Spawner(options.work_dir)
         tools = Tools(spawner, poller)
         root = Path("/")
+        kernel = LinuxKernel()
         files = Files(options.work_dir, tools.run)
         transfer = Transfer(options.work_dir)
         handlers: dict[str, Handler] = {
             "agent.health": HealthReporter(root, tools.run).report,
+            "clock.set": ClockSetter(kernel).set,
             "exec.run": Commands(spawner, poller).run,
             "file.list": files.list,
             "file.mkdir": files.mkdir,
@@ -72,7 +75,7 @@ async def _serve(options: argparse.Namespace) -> None:
             "file.remove": files.remove,
             "file.stat": files.stat,
             "file.write": transfer.write,
-            "identity.apply": IdentityKeeper(root, LinuxKernel(), Networks(root, tools.run)).apply,
+            "identity.apply": IdentityKeeper(root, kernel, Networks(root, tools.run)).apply,
         }
         warm_up()
         # What exists now stays. Without this each collection would walk over it, and touch

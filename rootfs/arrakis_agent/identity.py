@@ -39,7 +39,6 @@ class IdentityKeeper:
             raise InvalidParamsError(f"hostname: {identity.hostname!r} is not a host name")
         if not _MACHINE_ID.fullmatch(identity.machine_id):
             raise InvalidParamsError("machine_id: expected 32 lower-case hexadecimal digits")
-        self._kernel.set_realtime(identity.realtime)  # first: it ages
         self._kernel.add_entropy(identity.entropy)
         self._write("var/lib/systemd/random-seed", os.getrandom(_SEED_SIZE), 0o600)
         self._become_host(identity.hostname)

@@ -28,12 +28,12 @@ _SAMPLES: tuple[object, ...] = (
     g.Identity(
         hostname="a",
         machine_id="0" * 32,
-        realtime=0,
         entropy=_ZEROS,
         ssh_host_key=b"",
         ssh_host_key_public=b"",
         network=g.Network(mac="", address="", dns=[""]),
     ),
+    g.Clock(realtime=0),
     g.Health(booted=True, uptime=0.0, load=0.0, memory_total=0, memory_available=0, processes=0),
     g.Nothing(),
 )

@@ -185,18 +185,27 @@ class Network:
 class Identity:
     """``identity.apply``: become another machine than one's siblings; see the fork contract.
 
-    ``realtime`` is the wall clock, in nanoseconds, at the moment of sending. ``entropy``
-    goes into the kernel's random pool. ``ssh_host_key`` is an OpenSSH private key,
-    ``ssh_host_key_public`` its public line.
+    ``entropy`` goes into the kernel's random pool. ``ssh_host_key`` is an OpenSSH private
+    key, ``ssh_host_key_public`` its public line.
     """
 
     hostname: str = field(validator=[min_len(1), max_len(63)])
     machine_id: str = field(validator=[min_len(32), max_len(32)])
-    realtime: int
     entropy: bytes = field(repr=False, validator=[min_len(32), max_len(512)])
     ssh_host_key: bytes = field(repr=False)
     ssh_host_key_public: bytes
     network: Network | None = None
+
+
+@frozen
+class Clock:
+    """``clock.set``: set the wall clock to ``realtime``, in nanoseconds of Unix time.
+
+    Apart from the identity because it must be as fresh as can be: a guest that has just
+    been woken takes its time over the first call.
+    """
+
+    realtime: int = field(validator=ge(0))
 
 
 @frozen

@@ -51,6 +51,7 @@ GUEST = _table(
     Operation("agent.hello", g.Hello, g.HelloResult, "open a session"),
     Operation("agent.health", g.Nothing, g.Health, "how the guest is"),
     Operation("identity.apply", g.Identity, g.Nothing, "become a machine of one's own"),
+    Operation("clock.set", g.Clock, g.Nothing, "set the wall clock"),
     Operation(
         "exec.run",
         g.ExecSpec,

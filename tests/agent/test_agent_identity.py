@@ -30,7 +30,6 @@ NETWORK = Network(
 IDENTITY = Identity(
     hostname="sibling-2",
     machine_id="0123456789abcdef" * 2,
-    realtime=1_800_000_000_123_456_789,
     entropy=bytes(range(64)),
     ssh_host_key=b"-----BEGIN OPENSSH PRIVATE KEY-----\n",
     ssh_host_key_public=b"ssh-ed25519 AAAA\n",
@@ -114,10 +113,9 @@ def test_files(machine: Machine) -> None:
 
 
 def test_kernel(machine: Machine) -> None:
-    """The clock is set before all else, and the random pool before random bytes are drawn."""
+    """The random pool is stirred before all else: random bytes are drawn from it."""
     machine.apply(IDENTITY)
     assert machine.kernel.done == [
-        ("realtime", IDENTITY.realtime),
         ("entropy", IDENTITY.entropy),
         ("hostname", "sibling-2"),
     ]
