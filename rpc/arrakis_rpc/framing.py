@@ -25,22 +25,27 @@ MAX_NESTING = 16
 _HEADER = 4
 
 # By a value's first byte: how many bytes follow it; or in how many bytes their number
-# follows; or in how many bytes the number of a container's entries follows, and the number
-# of values in an entry.
-_FIXED = {
-    **dict.fromkeys((*range(0x80), 0xC0, 0xC2, 0xC3, *range(0xE0, 0x100)), 0),
-    **{0xA0 + length: length for length in range(32)},
-    **dict.fromkeys((0xCC, 0xD0), 1),
-    **dict.fromkeys((0xCD, 0xD1), 2),
-    **dict.fromkeys((0xCE, 0xD2, 0xCA), 4),
-    **dict.fromkeys((0xCF, 0xD3, 0xCB), 8),
-}
+# follows; or in how many bytes the number of a container's entries follows, and whether it
+# is a map.
+_FIXED = [-1] * 0x100
+for _head in (*range(0x80), 0xC0, 0xC2, 0xC3, *range(0xE0, 0x100)):
+    _FIXED[_head] = 0
+for _length in range(32):
+    _FIXED[0xA0 + _length] = _length
+for _width, _heads in {
+    1: (0xCC, 0xD0),
+    2: (0xCD, 0xD1),
+    4: (0xCE, 0xD2, 0xCA),
+    8: (0xCF, 0xD3, 0xCB),
+}.items():
+    for _head in _heads:
+        _FIXED[_head] = _width
 _SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-_CONTAINERS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)} | {
-    **dict.fromkeys(range(0x80, 0x90), (0, 2)),
-    **dict.fromkeys(range(0x90, 0xA0), (0, 1)),
+_CONTAINERS = {0xDC: (2, False), 0xDD: (4, False), 0xDE: (2, True), 0xDF: (4, True)} | {
+    **dict.fromkeys(range(0x80, 0x90), (0, True)),
+    **dict.fromkeys(range(0x90, 0xA0), (0, False)),
 }
-_TEXT = frozenset((*range(0xA0, 0xC0), 0xD9, 0xDA, 0xDB))
+_SIZED_TEXT = {0xD9: 1, 0xDA: 2, 0xDB: 4}
 
 
 def encode_frame(message: object, max_frame: int = MAX_FRAME) -> bytes:
@@ -85,40 +90,58 @@ def _measure(body: bytes | memoryview) -> None:
     Keys are text and nothing else: that is all JSON-RPC knows, and Python's hash of text is
     keyed, so that a peer cannot choose keys which collide.
     """
-    size, position, items = len(body), 0, 0
-    expected, in_map = 1, False
+    position = items = 0
+    entries, is_map = 1, False
     outer: list[tuple[int, bool]] = []
-    while expected or outer:
-        if not expected:
-            expected, in_map = outer.pop()
-            continue
-        if position >= size:
-            raise ProtocolError("frame is not msgpack: it ends too early")
-        head = body[position]
-        position += 1
-        if in_map and not expected & 1 and head not in _TEXT:
-            raise ProtocolError("frame has a map key that is not text")
-        expected -= 1
-        if head in _FIXED:
-            position += _FIXED[head]
-        elif head in _SIZED:
-            width = _SIZED[head]
-            position += width + int.from_bytes(body[position : position + width], "big")
-        elif head in _CONTAINERS:
-            width, values = _CONTAINERS[head]
-            entries = int.from_bytes(body[position : position + width], "big")
-            position += width
-            outer.append((expected, in_map))
-            expected, in_map = (entries if width else head & 0x0F) * values, values == 2
-            items += expected
-            if items > MAX_ITEMS:
-                raise ProtocolError(f"frame has more than {MAX_ITEMS} values")
-            if expected and len(outer) >= MAX_NESTING:
-                raise ProtocolError(f"frame is nested deeper than {MAX_NESTING} levels")
-        else:
-            raise ProtocolError(f"frame has a value of type {head:#x}, which is not allowed")
-    if position != size:
+    try:
+        while True:
+            while entries:
+                entries -= 1
+                if is_map:
+                    head = body[position]
+                    if 0xA0 <= head < 0xC0:
+                        position += head - 0x9F
+                    else:
+                        position = _after_long_key(body, position)
+                head = body[position]
+                position += 1
+                length = _FIXED[head]
+                if length >= 0:
+                    position += length
+                elif head in _SIZED:
+                    width = _SIZED[head]
+                    position += width + int.from_bytes(body[position : position + width], "big")
+                elif head in _CONTAINERS:
+                    outer.append((entries, is_map))
+                    width, is_map = _CONTAINERS[head]
+                    entries = head & 0x0F
+                    if width:
+                        entries = int.from_bytes(body[position : position + width], "big")
+                        position += width
+                    items += entries * (1 + is_map)
+                    if items > MAX_ITEMS:
+                        raise ProtocolError(f"frame has more than {MAX_ITEMS} values")
+                    if entries and len(outer) >= MAX_NESTING:
+                        raise ProtocolError(f"frame is nested deeper than {MAX_NESTING} levels")
+                else:
+                    raise ProtocolError(
+                        f"frame has a value of type {head:#x}, which is not allowed"
+                    )
+            if not outer:
+                break
+            entries, is_map = outer.pop()
+    except IndexError:
+        raise ProtocolError("frame is not msgpack: it ends too early") from None
+    if position != len(body):
         raise ProtocolError("frame is not msgpack: it does not end with its value")
+
+
+def _after_long_key(body: bytes | memoryview, position: int) -> int:
+    width = _SIZED_TEXT.get(body[position])
+    if width is None:
+        raise ProtocolError("frame has a map key that is not text")
+    position += 1
+    return position + width + int.from_bytes(body[position : position + width], "big")
 
 
 class FrameDecoder:
