@@ -17,7 +17,7 @@ VmStatus = Literal["CREATED", "RUNNING", "PAUSED", "STOPPED"]
 
 _VM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{64}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def vm_name(_: object, attribute: Attribute[str], value: str) -> None:
@@ -136,7 +136,10 @@ class Failure:
 
 @frozen
 class VmInfo:
-    """One VM. ``snapshot`` is what it was restored from, its place in the tree."""
+    """One VM. ``snapshot`` is its place in the tree.
+
+    That is the snapshot that it was restored from, or the last that was taken of it.
+    """
 
     name: str
     status: VmStatus
@@ -191,7 +194,7 @@ class VmList:
 
 @frozen
 class VmFork:
-    """``vm.fork``: ``count`` siblings of a running VM, by one pause; all or none.
+    """``vm.fork``: ``count`` siblings of a VM, by one pause; all or none, and all running.
 
     ``names`` are theirs, else they are made of the VM's name and a counter.
     """

@@ -4,7 +4,8 @@ Two tables: what a client asks the daemon (`DAEMON`), and what the daemon asks t
 agent (`GUEST`). Servers dispatch by them, clients structure results by them, and the
 documentation is made of them. ``states`` is empty where no VM is concerned. Besides the
 errors named in ``raises``, every operation can raise `InvalidParamsError`,
-`CancelledError` and `InternalError`, and each one on a VM `NotFoundError`.
+`CancelledError` and `InternalError`, and each one on a VM `NotFoundError` and (where
+``states`` names some) `InvalidStateError`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from . import errors as e
 from . import guest_api as g
 
 _RUNNING = ("RUNNING",)
+_PAUSED = ("PAUSED",)
 _ALIVE = ("RUNNING", "PAUSED")
 _ANY = ("CREATED", "RUNNING", "PAUSED", "STOPPED")
 _GUEST_ERRORS = (e.InvalidStateError, e.GuestError)
@@ -89,14 +91,16 @@ GUEST = _table(
     Operation("file.remove", g.FileRemove, g.Nothing, "remove files", _RUNNING, _FILE_ERRORS),
 )
 
-_START_ERRORS = (
-    e.AlreadyExistsError,
+_BUILD_ERRORS = (
     e.NotFoundError,
     e.ExhaustedError,
     e.IntegrityError,
+    e.UnsupportedError,
+    e.DeadlineError,
     e.GuestError,
     e.VmmError,
 )
+_START_ERRORS = (e.AlreadyExistsError, *_BUILD_ERRORS)
 
 DAEMON = _table(
     Operation("system.hello", d.SystemHello, d.SystemHelloResult, "open a connection"),
@@ -114,14 +118,14 @@ DAEMON = _table(
     Operation("vm.info", d.VmName, d.VmInfo, "one VM", _ANY),
     Operation("vm.stop", d.VmName, d.VmInfo, "shut a VM down", _ALIVE),
     Operation("vm.pause", d.VmName, d.VmInfo, "halt a VM's vCPUs", _RUNNING, (e.VmmError,)),
-    Operation("vm.resume", d.VmName, d.VmInfo, "let a paused VM go on", ("PAUSED",)),
+    Operation("vm.resume", d.VmName, d.VmInfo, "let a paused VM go on", _PAUSED, (e.VmmError,)),
     Operation("vm.destroy", d.VmName, g.Nothing, "end a VM and forget it", _ANY),
     Operation("vm.destroy_all", g.Nothing, g.Nothing, "end and forget all VMs"),
     Operation(
         "vm.fork",
         d.VmFork,
         d.VmList,
-        "siblings of a running VM, all or none",
+        "siblings of a VM, all or none",
         _ALIVE,
         _START_ERRORS,
     ),
@@ -131,23 +135,25 @@ DAEMON = _table(
         d.SnapshotInfo,
         "keep a VM as it is now",
         _ALIVE,
-        (e.AlreadyExistsError, e.ExhaustedError, e.VmmError),
+        (e.AlreadyExistsError, e.ExhaustedError, e.DeadlineError, e.GuestError, e.VmmError),
     ),
     Operation("snapshot.list", g.Nothing, d.SnapshotList, "all snapshots"),
-    Operation("snapshot.info", d.SnapshotId, d.SnapshotInfo, "one snapshot"),
+    Operation(
+        "snapshot.info", d.SnapshotId, d.SnapshotInfo, "one snapshot", raises=(e.NotFoundError,)
+    ),
     Operation(
         "snapshot.delete",
         d.SnapshotDelete,
         g.Nothing,
         "delete a snapshot; those on top of it stay whole",
-        raises=(e.InvalidStateError,),
+        raises=(e.NotFoundError,),
     ),
     *(
         Operation(
             operation.method,
             d.InGuest[operation.params],  # type: ignore[name-defined]
             operation.result,
-            operation.summary + " in a VM",
+            f"in a VM: {operation.summary}",
             operation.states,
             operation.raises,
             operation.sends,
@@ -166,21 +172,21 @@ DAEMON = _table(
         raises=(e.ImageBuildError, e.ExhaustedError, e.UnsupportedError),
         takes=("context",),
     ),
-    Operation("image.delete", d.ImageName, g.Nothing, "delete an image"),
+    Operation("image.delete", d.ImageName, g.Nothing, "delete an image", raises=(e.NotFoundError,)),
     Operation("template.list", g.Nothing, d.TemplateList, "all templates"),
     Operation(
         "template.build",
         d.TemplateBuild,
         d.TemplateInfo,
         "boot a shape once, for all later starts",
-        raises=_START_ERRORS,
+        raises=_BUILD_ERRORS,
     ),
     Operation(
         "template.delete",
         d.TemplateId,
         g.Nothing,
         "delete a template on which nothing stands",
-        raises=(e.InvalidStateError,),
+        raises=(e.NotFoundError, e.InvalidStateError),
     ),
     Operation(
         "events.subscribe",

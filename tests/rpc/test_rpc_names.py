@@ -91,7 +91,7 @@ PATHS = [
 
 VM_NAMES = ["a", "A", "0", "agent-sandbox", "a_b", "a.b", "a.", "a-", "Z9", "a" * 63]
 STORE_IDS = ["a", "0", "before", "a-b", "a-", "a" * 63]
-DIGESTS = ["0a" * 32, "sha256:" + "0123456789abcdef" * 4]
+DIGESTS = ["0a" * 32, "0123456789abcdef" * 4]
 
 
 def vm_name(value: Any) -> list[tuple[dict[str, Any], Any]]:
