@@ -54,10 +54,9 @@ class Commands:
         try:
             process = Process(self._spawner.spawn(launch, streams.actions), self._poller)
         except BaseException:
-            streams.close_ours()
+            streams.close()
             raise
-        finally:
-            streams.close_theirs()
+        streams.close_child_input()
         return _Command(call, spec, process, started, streams, self._poller)
 
     def _run_in_background(self, spec: ExecSpec) -> ExecResult:
@@ -91,8 +90,8 @@ class _Command:
         self._started = started
         self._duration = 0.0
         self._pumps = [
-            OutputPump(fd, call, channel, poller, capacity=streams.capacity)
-            for channel, fd in streams.outputs
+            OutputPump(our_end, far_end, call, channel, poller, capacity=streams.capacity)
+            for channel, our_end, far_end in streams.outputs
         ]
         if streams.input is not None:
             last = b"" if streams.terminal is None else _END_OF_TRANSMISSION

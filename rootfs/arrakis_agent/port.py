@@ -62,13 +62,14 @@ class Port:
         self._waiting: deque[Callable[[], None]] = deque()
         self._paused = False
         self._lost = False
+        self._bulk = False
         self._listener: Listener
 
     def start(self, listener: Listener) -> None:
         """Begin to read."""
         self._listener = listener
         os.set_blocking(self._fd, False)
-        self._poller.watch(self._fd, select.EPOLLIN | select.EPOLLOUT, self._ready)
+        self._poller.watch(self._fd, select.EPOLLIN, self._ready)
 
     def stop(self) -> None:
         """Let go of the descriptor, without closing it."""
@@ -97,6 +98,9 @@ class Port:
         rest = memoryview(data)
         if not self._queue:
             rest = self._write(rest)
+            if rest:
+                # Only now: each time that the host takes something would be an event.
+                self._poller.change(self._fd, select.EPOLLIN | select.EPOLLOUT)
         if rest:
             self._queue.append(rest)
             self._queued += len(rest)
@@ -108,7 +112,7 @@ class Port:
         self._waiting.clear()
 
     def _ready(self, events: int) -> None:
-        if events & select.EPOLLOUT and self._queue:
+        if events & select.EPOLLOUT:
             self._flush()
         self._read()
 
@@ -117,17 +121,27 @@ class Port:
             if self._paused or self._queued > _STOP_READING_ABOVE or self._lost:
                 return
             try:
-                size = os.readv(self._fd, self._vector)
+                data = self._read_once()
             except BlockingIOError:
                 return
             except OSError as error:
                 self._fail(error)
                 return
-            if not size:
+            if not data:
                 self._hang_up()
                 return
-            self._listener.data_received(bytes(self._memory[:size]))
+            self._listener.data_received(data)
         self._loop.call_soon(self._read)
+
+    def _read_once(self) -> bytes:
+        # Most calls fit into one buffer, and setting up the vector takes its time.
+        if not self._bulk:
+            data = os.read(self._fd, _BUFFER)
+            self._bulk = len(data) == _BUFFER
+            return data
+        size = os.readv(self._fd, self._vector)
+        self._bulk = size >= _BUFFER
+        return bytes(self._memory[:size])
 
     def _write(self, data: memoryview) -> memoryview:
         """Write what can be written now; give the rest."""
@@ -156,6 +170,8 @@ class Port:
                 self._queue[0] = rest
                 break
             self._queue.popleft()
+        if not self._queue:
+            self._poller.change(self._fd, select.EPOLLIN)
         if was_stopped and self._queued <= _STOP_READING_ABOVE:
             self._loop.call_soon(self._read)
         # Only those who wait now: each may wait again at once, and its turn is then the last.

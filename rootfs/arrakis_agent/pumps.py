@@ -23,15 +23,20 @@ class OutputPump:
     """Sends what can be read from a descriptor on a channel, as fast as the caller takes it.
 
     While the caller takes nothing, nothing is read, and the command waits in its write.
+    ``far_end`` is the other end of the pipe, held open until the command has ended: there
+    is nothing to be done when it just closes its output, and being woken up for that would
+    cost more than all the rest.
     """
 
-    def __init__(self, fd: int, call: Call, channel: str, poller: Poller, *, capacity: int) -> None:
+    def __init__(
+        self, fd: int, far_end: int, call: Call, channel: str, poller: Poller, *, capacity: int
+    ) -> None:
         self._fd = fd
+        self._far_end: int | None = far_end
         self._call = call
         self._channel = channel
         self._poller = poller
         self._capacity = capacity
-        self._loop = asyncio.get_running_loop()
         self._on_end: Callable[[], None]
         self._blocked = False
         self._ended = False
@@ -50,6 +55,7 @@ class OutputPump:
         and thrown away, for the signal of a broken pipe would kill them.
         """
         if not self._ended:
+            self._close_far_end()
             self._left = self._capacity
             self._pump()
 
@@ -59,6 +65,7 @@ class OutputPump:
             self._ended = True
             self._poller.forget(self._fd)
             os.close(self._fd)
+            self._close_far_end()
 
     def _ready(self, _events: int) -> None:
         self._pump()
@@ -74,7 +81,7 @@ class OutputPump:
                 return
             if not self._move(room if self._left is None else min(room, self._left)):
                 return
-        self._loop.call_soon(self._pump)
+        asyncio.get_running_loop().call_soon(self._pump)
 
     def _move(self, size: int) -> bool:
         """Move up to ``size`` bytes; tell whether there may be more."""
@@ -101,8 +108,14 @@ class OutputPump:
         self._blocked = False
         self._pump()
 
+    def _close_far_end(self) -> None:
+        if self._far_end is not None:
+            os.close(self._far_end)
+            self._far_end = None
+
     def _end(self, *, discard: bool) -> None:
         self._ended = True
+        self._close_far_end()
         self._poller.forget(self._fd)
         if discard:
             _Discard(self._fd, self._poller)

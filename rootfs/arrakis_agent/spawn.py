@@ -127,11 +127,13 @@ class Spawner:
 
     def _enter(self, cwd: str) -> None:
         try:
-            if cwd == self._work_dir:
+            try:
+                os.chdir(cwd)
+            except FileNotFoundError:
+                if cwd != self._work_dir:
+                    raise NotFoundError(f"working directory {cwd!r} does not exist") from None
                 make_work_dir(cwd)
-            os.chdir(cwd)
-        except FileNotFoundError:
-            raise NotFoundError(f"working directory {cwd!r} does not exist") from None
+                os.chdir(cwd)
         except NotADirectoryError:
             raise NotFoundError(f"working directory {cwd!r} is not a directory") from None
         except OSError as error:

@@ -22,29 +22,34 @@ _TERMINAL_CAPACITY = 1024 * 1024
 class Streams:
     """The descriptors of a command.
 
-    ``actions`` set up the child's; ``theirs`` are the ends to close when it runs, ``ours``
-    belong to whom they are given. ``outputs`` are read for the channel of that name;
-    what was written to one may be read later, up to ``capacity`` bytes. ``terminal``
-    is one more descriptor of the terminal, for its size.
+    ``actions`` set up the child's. Of each output there is a channel, our end and the far
+    end; what was written to one may be read later, up to ``capacity`` bytes. ``child_input``
+    is to be closed when the child runs. ``terminal`` is one more descriptor of the terminal,
+    for its size.
     """
 
     actions: list[Action] = Factory(list)
-    theirs: list[int] = Factory(list)
-    ours: list[int] = Factory(list)
-    outputs: list[tuple[str, int]] = Factory(list)
+    outputs: list[tuple[str, int, int]] = Factory(list)
     capacity: int = _PIPE_CAPACITY
+    child_input: int | None = None
     input: int | None = None
     terminal: int | None = None
 
-    def close_theirs(self) -> None:
-        """Close the child's ends, which it has by now, or never will."""
-        for fd in self.theirs:
-            os.close(fd)
+    def close_child_input(self) -> None:
+        """Close the child's end of its input, which it has by now."""
+        if self.child_input is not None:
+            os.close(self.child_input)
+            self.child_input = None
 
-    def close_ours(self) -> None:
-        """Close the agent's ends, of a command that did not start."""
-        for fd in self.ours:
-            os.close(fd)
+    def close(self) -> None:
+        """Close all, of a command that did not start."""
+        self.close_child_input()
+        for fd in (self.input, self.terminal):
+            if fd is not None:
+                os.close(fd)
+        for _, our_end, far_end in self.outputs:
+            os.close(our_end)
+            os.close(far_end)
 
 
 def open_streams(spec: ExecSpec, null: int, owner: tuple[int, int] | None) -> Streams:
@@ -60,11 +65,12 @@ def open_streams(spec: ExecSpec, null: int, owner: tuple[int, int] | None) -> St
         else:
             _open_pipes(streams, spec, null)
         if owner:
-            for fd in streams.theirs:
-                os.fchown(fd, *owner)
+            if streams.child_input is not None:
+                os.fchown(streams.child_input, *owner)
+            for _, _, far_end in streams.outputs:
+                os.fchown(far_end, *owner)
     except BaseException:
-        streams.close_theirs()
-        streams.close_ours()
+        streams.close()
         raise
     return streams
 
@@ -75,40 +81,31 @@ def set_size(terminal: int, rows: int, cols: int) -> None:
 
 
 def _open_pipes(streams: Streams, spec: ExecSpec, null: int) -> None:
-    child_input = null
     if spec.stdin:
-        child_input, streams.input = os.pipe2(os.O_CLOEXEC)
-        streams.theirs.append(child_input)
-        streams.ours.append(streams.input)
+        streams.child_input, streams.input = os.pipe2(os.O_CLOEXEC)
     child_output = _open_output(streams, "stdout")
     child_error = child_output if spec.merge_output else _open_output(streams, "stderr")
     streams.actions = [
-        (os.POSIX_SPAWN_DUP2, child_input, 0),
+        (os.POSIX_SPAWN_DUP2, null if streams.child_input is None else streams.child_input, 0),
         (os.POSIX_SPAWN_DUP2, child_output, 1),
         (os.POSIX_SPAWN_DUP2, child_error, 2),
     ]
 
 
 def _open_output(streams: Streams, channel: str) -> int:
-    our_end, their_end = os.pipe2(os.O_CLOEXEC)
-    streams.ours.append(our_end)
-    streams.theirs.append(their_end)
-    streams.outputs.append((channel, our_end))
-    return their_end
+    our_end, far_end = os.pipe2(os.O_CLOEXEC)
+    streams.outputs.append((channel, our_end, far_end))
+    return far_end
 
 
 def _open_terminal(streams: Streams, pty: Pty, *, with_input: bool) -> None:
     master, slave = os.openpty()
-    streams.ours.append(master)
-    streams.theirs.append(slave)
-    set_size(master, pty.rows, pty.cols)
-    streams.outputs.append(("stdout", master))
+    streams.outputs.append(("stdout", master, slave))
     streams.capacity = _TERMINAL_CAPACITY
+    set_size(master, pty.rows, pty.cols)
     streams.terminal = os.dup(master)
-    streams.ours.append(streams.terminal)
     if with_input:
         streams.input = os.dup(master)
-        streams.ours.append(streams.input)
     # The leader of a session gets the first terminal that it opens as its controlling one.
     streams.actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.ttyname(slave), os.O_RDWR, 0),

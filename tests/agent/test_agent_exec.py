@@ -167,9 +167,8 @@ def test_timeout(host: Host) -> None:
 
 def test_signal(host: Host) -> None:
     """A signal goes to the command and to what it started in its process group."""
-    call_id, child = started(
-        host, ExecSpec(shell="trap 'echo caught; exit 3' USR1; sleep 60 & echo $!; wait")
-    )
+    script = "trap 'echo caught; exit 3' USR1; sh -c 'echo $$; exec sleep 60' & wait"
+    call_id, child = started(host, ExecSpec(shell=script))
     host.note(call_id, "exec.signal", signal=signal.SIGUSR1)
     assert host.exec_result(call_id).exit_code == 3
     assert host.received[call_id, "stdout"].endswith(b"caught\n")

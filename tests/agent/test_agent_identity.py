@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from arrakis_agent.call import Call
 from arrakis_agent.health import HealthReporter
 from arrakis_agent.identity import IdentityKeeper
 from arrakis_agent.network import Networks
-from arrakis_agent.poller import Poller
+from arrakis_agent.poller import Poller, run
 from arrakis_agent.port import Output, Port
 from arrakis_agent.spawn import Spawner
 from arrakis_agent.tools import Tools
@@ -52,6 +51,10 @@ class KernelOnPaper:
         self.done.append(("entropy", entropy))
 
 
+def make_call(poller: Poller) -> Call:
+    return Call(1, Connection(Role.CALLEE), Output(Port(0, poller, reconnects=False)), ())
+
+
 class Machine:
     """A scratch root, a kernel on paper, and an ``ip`` that answers as told."""
 
@@ -67,13 +70,10 @@ class Machine:
         return self.answer
 
     def apply(self, identity: Identity) -> None:
-        asyncio.run(self._apply(identity))
+        async def main(poller: Poller) -> None:
+            assert await self.keeper.apply(make_call(poller), identity) == Nothing()
 
-    async def _apply(self, identity: Identity) -> None:
-        with Poller() as poller:
-            output = Output(Port(0, poller, reconnects=False))
-            call = Call(1, Connection(Role.CALLEE), output, ())
-            assert await self.keeper.apply(call, identity) == Nothing()
+        run(main)
 
     def mode(self, path: str) -> int:
         return (self.root / path).stat().st_mode & 0o7777
@@ -249,19 +249,18 @@ def test_real_ip_takes_the_batch(machine: Machine, tmp_path: Path) -> None:
     add_interfaces(machine.root)
     outputs = []
 
-    async def configure() -> None:
-        with Poller() as poller:
-            tools = Tools(Spawner(str(tmp_path)), poller)
+    async def configure(poller: Poller) -> None:
+        tools = Tools(Spawner(str(tmp_path)), poller)
 
-            async def run(argv: Sequence[str], stdin: bytes) -> tuple[int, bytes]:
-                assert argv[0] == "ip"
-                result = await tools.run([str(script), *argv[1:]], stdin)
-                outputs.append(result)
-                return result
+        async def run_tool(argv: Sequence[str], stdin: bytes) -> tuple[int, bytes]:
+            assert argv[0] == "ip"
+            result = await tools.run([str(script), *argv[1:]], stdin)
+            outputs.append(result)
+            return result
 
-            await Networks(machine.root, run).configure(NETWORK)
+        await Networks(machine.root, run_tool).configure(NETWORK)
 
-    asyncio.run(configure())
+    run(configure)
     ((status, output),) = outputs
     assert status == 0
     assert b"inet 10.20.1.7/24" in output
@@ -285,16 +284,13 @@ def test_booted(tmp_path: Path, answer: bytes, booted: bool) -> None:
         asked.append(tuple(argv))
         return 0, answer
 
-    async def report_twice() -> None:
+    async def report_twice(poller: Poller) -> None:
         reporter = HealthReporter(tmp_path, run_tool)
-        with Poller() as poller:
-            output = Output(Port(0, poller, reconnects=False))
-            call = Call(1, Connection(Role.CALLEE), output, ())
-            for _ in range(2):
-                health = await reporter.report(call, Nothing())
-                assert health.booted == booted
-                assert (health.uptime, health.load, health.processes) == (12.5, 0.75, 1)
-                assert (health.memory_total, health.memory_available) == (102_400, 61_440)
+        for _ in range(2):
+            health = await reporter.report(make_call(poller), Nothing())
+            assert health.booted == booted
+            assert (health.uptime, health.load, health.processes) == (12.5, 0.75, 1)
+            assert (health.memory_total, health.memory_available) == (102_400, 61_440)
 
-    asyncio.run(report_twice())
+    run(report_twice)
     assert asked == [("systemctl", "is-system-running")] * (1 if booted else 2)

@@ -20,6 +20,7 @@ from arrakis_rpc.errors import (
     UnsupportedError,
 )
 from arrakis_rpc.guest_api import ExecSpec, Health, Hello
+from arrakis_rpc.operations import GUEST
 from arrakis_rpc.resync import FIRST_TOKEN, make_preamble, new_token
 
 
@@ -59,6 +60,13 @@ def test_bad_parameters(host: Host) -> None:
     """A wrong parameter fails the call with the name of the field."""
     with pytest.raises(InvalidParamsError, match="timeout"):
         host.call("exec.run", {"argv": ["true"], "timeout": "1"})
+
+
+@pytest.mark.parametrize("method", sorted(GUEST))
+def test_every_operation_is_served(host: Host, method: str) -> None:
+    """Each operation of the protocol is there: it looks at its parameters."""
+    with pytest.raises(InvalidParamsError, match="nonsense"):
+        host.call(method, {"nonsense": 1})
 
 
 def test_resync_within_a_frame(host: Host) -> None:
