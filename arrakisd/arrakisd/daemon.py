@@ -20,11 +20,12 @@ import structlog
 import trio
 
 from arrakis_rootfs.store import ImageStore
-from arrakis_rpc.errors import AlreadyExistsError
+from arrakis_rpc.errors import AlreadyExistsError, UnsupportedError
 
 from . import __version__
 from .config import Config
 from .events import Events
+from .host.files import impassable
 from .host.vmm.interface import Driver, Verdict
 from .host.vmm.registry import choose_driver
 from .machine import Surroundings
@@ -45,6 +46,7 @@ async def run_daemon(config: Config) -> None:
     """Run until SIGTERM or SIGINT; on return nothing of it is left but stored data."""
     paths = StatePaths(Path(config.state_dir))
     identity = config.vmm_identity()
+    _check_reach(config, identity)
     with _locked(paths):
         await trio.to_thread.run_sync(_sweep, paths)
         store = Store(paths, identity[1] if identity else None)
@@ -87,6 +89,16 @@ async def _choose_accelerator(driver: Driver) -> Verdict:
     else:
         log.info("accelerator", name=verdict.accelerator, reason=verdict.reason)
     return verdict
+
+
+def _check_reach(config: Config, identity: tuple[int, int] | None) -> None:
+    """Find out before the first start, and not from a message of the VMM's."""
+    for place in (config.state_dir, config.cache_dir):
+        if identity and (barrier := impassable(Path(place) / "in", identity)):
+            raise UnsupportedError(
+                f"VMMs run as user '{config.vmm_user}', which cannot reach {place}",
+                hint=f"chmod o+x {barrier}",
+            )
 
 
 @contextmanager
