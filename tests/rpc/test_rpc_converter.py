@@ -12,10 +12,31 @@ from rpc_strategies import peak_memory, values
 from rpc_types import KINDS, PARAMS, fits, instances, maps_in, name_of, sample, spoiled
 
 from arrakis_rpc.converter import structure, unstructure
-from arrakis_rpc.daemon_api import Check, InGuest, VmFork, VmName, VmStart
+from arrakis_rpc.daemon_api import (
+    Check,
+    InGuest,
+    SnapshotCreate,
+    SystemHello,
+    TemplateBuild,
+    VmFork,
+    VmName,
+    VmStart,
+)
 from arrakis_rpc.errors import InvalidParamsError
 from arrakis_rpc.framing import decode_body, encode_frame
-from arrakis_rpc.guest_api import ExecSpec, FileWrite, Hello, Identity, Nothing
+from arrakis_rpc.guest_api import (
+    ExecSpec,
+    FileList,
+    FileMkdir,
+    FilePath,
+    FileRead,
+    FileRemove,
+    FileWrite,
+    Hello,
+    Identity,
+    Nothing,
+    Pty,
+)
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=name_of)
 
@@ -178,39 +199,74 @@ class TestStrictness:
         assert problem_with(value, status) == "expected one of 'RUNNING', 'PAUSED'"
 
 
+# By class and field: values at the borders that are accepted, and those just beyond.
+_BORDERS: list[tuple[Any, str, list[Any], list[Any]]] = [
+    (SystemHello, "client", ["", "c" * 200], ["c" * 201]),
+    (VmStart, "vcpus", [1, 64, None], [0, 65]),
+    (VmStart, "memory_mib", [128, 2**40, None], [127, -(2**40)]),
+    (VmStart, "disk_mib", [64, 2**40, None], [63]),
+    (TemplateBuild, "vcpus", [1, 64, None], [0, 65]),
+    (TemplateBuild, "memory_mib", [128, None], [127]),
+    (TemplateBuild, "disk_mib", [64, None], [63]),
+    (VmFork, "count", [1, 64], [0, 65]),
+    (VmFork, "names", [[], ["a", "b"], None], [["a", "../b"]]),
+    (SnapshotCreate, "label", ["", "any \n", "l" * 200], ["l" * 201]),
+    (Hello, "token", [bytes(32)], [bytes(31), bytes(33), b""]),
+    (Identity, "hostname", ["h", "h" * 63], ["", "h" * 64]),
+    (Identity, "machine_id", ["0" * 32], ["0" * 31, "0" * 33]),
+    (Identity, "entropy", [bytes(32), bytes(512)], [bytes(31), bytes(513)]),
+    (Pty, "rows", [1, 10_000], [0, 10_001]),
+    (Pty, "cols", [1, 10_000], [0, 10_001]),
+    (Pty, "term", ["", "t" * 64], ["t" * 65]),
+    (ExecSpec, "argv", [["a"], ["", "\n"]], [[], ["a\0b"]]),
+    (ExecSpec, "env", [{}, {"A": ""}], [{"A\0": "b"}, {"A": "b\0"}]),
+    (ExecSpec, "cwd", ["/", "c" * 4096, None], ["", "c" * 4097, "a\0b"]),
+    (ExecSpec, "user", ["u", None], [""]),
+    (ExecSpec, "timeout", [0, 0.0, 1e9, None], [-0.1, -1]),
+    (FileRead, "offset", [0, 2**60], [-1]),
+    (FileRead, "length", [0, 2**60, None], [-1]),
+    (FileWrite, "mode", [0, 0o7777, None], [-1, 0o10000]),
+    (FileMkdir, "mode", [0, 0o7777], [-1, 0o10000]),
+    (FileList, "limit", [1, 1000], [0, 1001]),
+    *(
+        (kind, "path", ["/", ".", "../a", "p" * 4096, "\udcff"], ["", "p" * 4097, "a\0b", "\0"])
+        for kind in (FilePath, FileList, FileRead, FileWrite, FileMkdir, FileRemove)
+    ),
+]
+
+
 class TestRanges:
     @pytest.mark.parametrize(
-        ("wire", "kind", "word"),
-        [
-            ({"name": "a", "vcpus": 0}, VmStart, "vcpus"),
-            ({"name": "a", "vcpus": 65}, VmStart, "vcpus"),
-            ({"name": "a", "memory_mib": 127}, VmStart, "memory_mib"),
-            ({"name": "a", "disk_mib": -1}, VmStart, "disk_mib"),
-            ({"name": "a", "count": 0}, VmFork, "count"),
-            ({"path": "", "mode": 0}, FileWrite, "path"),
-            ({"path": "a\0b"}, FileWrite, "path"),
-            ({"path": "a" * 4097}, FileWrite, "path"),
-            ({"path": "a", "mode": 0o10000}, FileWrite, "mode"),
-            ({"shell": "a", "cwd": "a\0b"}, ExecSpec, "cwd"),
-            ({"shell": "a", "timeout": -1}, ExecSpec, "timeout"),
-            ({"argv": []}, ExecSpec, "argv"),
-            ({"argv": ["a"], "shell": "a"}, ExecSpec, "argv or shell"),
-            ({}, ExecSpec, "argv or shell"),
-            ({"argv": ["a\0b"]}, ExecSpec, "NUL"),
-            ({"shell": "a", "env": {"A\0": "b"}}, ExecSpec, "NUL"),
-            ({"shell": "a", "env": {"A": "\0"}}, ExecSpec, "NUL"),
-            ({"versions": [], "token": bytes(31)}, Hello, "token"),
-            ({"versions": [], "token": bytes(33)}, Hello, "token"),
-        ],
+        ("kind", "field", "accepted", "refused"),
+        _BORDERS,
+        ids=[f"{kind.__name__}-{field}" for kind, field, *_ in _BORDERS],
     )
-    def test_a_value_out_of_range_is_refused_with_a_word_on_which(
-        self, wire: Any, kind: Any, word: str
+    def test_a_range_is_what_it_is_to_the_last_value(
+        self, kind: Any, field: str, accepted: list[Any], refused: list[Any]
     ) -> None:
-        """The right type is not enough."""
-        assert word in problem_with(wire, kind)
-        assert f"args: {problem_with(wire, kind)}" == problem_with(
-            {"vm": "a", "args": wire}, InGuest[kind]
-        )
+        """The borders are inside, and what is outside is refused with a word on which field."""
+        wire = unstructure(sample(kind))
+        for value in accepted:
+            assert getattr(structure(wire | {field: value}, kind), field) == value
+        for value in refused:
+            problem = problem_with(wire | {field: value}, kind)
+            assert field in problem or "NUL character" in problem
+
+    @pytest.mark.parametrize("spec", [{}, {"argv": ["a"], "shell": "a"}])
+    def test_a_command_is_given_in_one_way(self, spec: dict[str, Any]) -> None:
+        """Not as words and as a script at once, and not not at all."""
+        assert problem_with(spec, ExecSpec) == "give either argv or shell"
+
+    @pytest.mark.parametrize("field", ["shell", "cwd"])
+    def test_text_for_a_command_has_no_nul(self, field: str) -> None:
+        """The kernel would cut it short."""
+        assert problem_with({"shell": "true", field: "a\0b"}, ExecSpec)
+
+    def test_the_field_of_a_guest_call_is_found_below_its_arguments(self) -> None:
+        """The daemon checks what it passes on."""
+        problem = problem_with({"vm": "a", "args": {"path": ""}}, InGuest[FileWrite])
+
+        assert problem.startswith("args: path is ")
 
 
 class TestRefusals:
