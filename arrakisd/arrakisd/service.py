@@ -48,6 +48,7 @@ from .supervisor import Supervisor
 from .templates import Templates
 
 _UNDO_DEADLINE = 10.0
+_LONGEST_NAME = 63
 
 log = structlog.get_logger()
 
@@ -263,13 +264,13 @@ class Service:
         return api.VmList(vms=[sibling.info() for sibling in siblings])
 
     def _fork_names(self, params: api.VmFork) -> list[str]:
-        taken = {machine.name for machine in self._supervisor.machines}
         names: list[str] = []
         number = 0
         while len(names) < params.count:
             number += 1
-            name = f"{params.name}-fork{number}"
-            if name not in taken:
+            suffix = f"-fork{number}"
+            name = params.name[: _LONGEST_NAME - len(suffix)] + suffix
+            if not self._supervisor.is_taken(name):
                 names.append(name)
         return names
 

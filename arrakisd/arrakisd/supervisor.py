@@ -54,6 +54,10 @@ class Supervisor:
                 hint=f"there are: {there}" if there else "there is none; start one",
             ) from None
 
+    def is_taken(self, name: str) -> bool:
+        """Whether a VM has a name, or is about to get it."""
+        return name in self._machines or name in self._reserved
+
     @contextmanager
     def reserve(self, names: Iterable[str]) -> Iterator[None]:
         """Keep names for VMs that are about to start; all or none.
@@ -61,7 +65,7 @@ class Supervisor:
         Raises `AlreadyExistsError`. Decided without waiting, so of two callers one wins.
         """
         names = list(names)
-        taken = [name for name in names if name in self._machines or name in self._reserved]
+        taken = [name for name in names if self.is_taken(name)]
         if taken or len(set(names)) < len(names):
             name = (taken or names)[0]
             raise AlreadyExistsError(
