@@ -307,4 +307,4 @@ class Conversation(RuleBasedStateMachine):
 
 
 TestConversation = Conversation.TestCase
-TestConversation.settings = settings(max_examples=40, stateful_step_count=40)
+TestConversation.settings = settings(max_examples=30, stateful_step_count=40)

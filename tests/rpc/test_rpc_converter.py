@@ -63,7 +63,7 @@ def refusal(wire: object, kind: Any) -> str:
 
 class TestRoundTrip:
     @every_kind
-    @settings(max_examples=8)
+    @settings(max_examples=6)
     @given(st.data())
     def test_what_is_valid_comes_through_whole(self, kind: Any, data: st.DataObject) -> None:
         """Unstructured, sent, received and structured again it is equal, field by field."""

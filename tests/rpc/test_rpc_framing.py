@@ -234,7 +234,7 @@ def _allowed(body: bytes) -> tuple[bool, Any]:
 
 
 class TestHostileBytes:
-    @settings(max_examples=300)
+    @settings(max_examples=200)
     @given(soups | bodies)
     def test_a_body_is_accepted_exactly_when_it_is_one_allowed_value(self, body: bytes) -> None:
         """Measuring before unpacking comes to the same verdict as unpacking everything."""
@@ -244,6 +244,19 @@ class TestHostileBytes:
         else:
             with pytest.raises(ProtocolError):
                 decode_body(body)
+
+    @pytest.mark.parametrize("filler", [b"\0", b"\1", b"\xa1\xff"])
+    def test_every_first_byte_is_judged_right(self, filler: bytes) -> None:
+        """All 256 of them, before every number of bytes that might belong to them."""
+        for head in range(256):
+            for length in range(40):
+                body = bytes([head]) + (filler * length)[:length]
+                allowed, expected = _allowed(body)
+                if allowed:
+                    assert same(decode_body(body), expected)
+                else:
+                    with pytest.raises(ProtocolError):
+                        decode_body(body)
 
     @given(soups | st.lists(soups.map(frame), max_size=4).map(b"".join), st.data())
     def test_random_streams_raise_nothing_but_protocol_errors(
