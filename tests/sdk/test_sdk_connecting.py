@@ -288,9 +288,12 @@ def test_child_process_speaks_on_connections_of_its_own(scripted: Start) -> None
     manager = server.manager
     manager.health()
     process = server.sandbox.exec("sleep 1")
+    lock = manager._client._pool._lock
+    lock.acquire()  # as another thread may have done
     child = os.fork()
     if child == 0:
         code = 1
+        signal.alarm(10)
         try:
             assert manager.health().status == "healthy"
             with pytest.raises(InvalidStateError, match="belongs to process"):
@@ -301,6 +304,7 @@ def test_child_process_speaks_on_connections_of_its_own(scripted: Start) -> None
             code = 0
         finally:
             os._exit(code)
+    lock.release()
     assert os.waitpid(child, 0)[1] == 0
     finish.set()
     assert process.wait().exit_code == 7
@@ -364,3 +368,16 @@ def test_busy_listener_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             with pytest.raises(ConnectionLostError, match="accepts no"):
                 SandboxManager(socket=tmp_path / "s").health()
             assert time.monotonic() - began < 5
+
+
+def test_crowded_listener_is_waited_for(tmp_path: Path) -> None:
+    """A daemon whose queue is full for a moment is asked again."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(0)
+        with socket.socket(socket.AF_UNIX) as first:
+            first.connect(str(tmp_path / "s"))
+            accepting = threading.Timer(0.2, lambda: listener.accept()[0].close())
+            accepting.start()
+            arrakis._wire.connect(str(tmp_path / "s")).close()
+            accepting.join()

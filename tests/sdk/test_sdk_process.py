@@ -21,6 +21,7 @@ from arrakis import (
     Completed,
     ConnectionLostError,
     DeadlineError,
+    ExhaustedError,
     InvalidStateError,
     NotFoundError,
     ProtocolError,
@@ -56,6 +57,14 @@ def echo(peer: Peer, call: CallReceived) -> Any:
                 pass
             case _:
                 return completed()
+
+
+def receive(peer: Peer, size: int) -> None:
+    """Take input off the wire without consuming it."""
+    while size:
+        event = peer.event()
+        assert isinstance(event, DataReceived)
+        size -= len(event.data)
 
 
 def test_run_gives_output_and_exit_code(scripted: Start) -> None:
@@ -176,6 +185,38 @@ def test_one_thread_reads_while_another_writes(scripted: Start) -> None:
     assert signals == [("exec.signal", signal.SIGUSR1)] * 20
 
 
+def test_writer_does_not_depend_on_the_reader(scripted: Start) -> None:
+    """What one thread writes is sent whole while another one waits for output in vain."""
+
+    def run(peer: Peer, call: CallReceived) -> Any:
+        receive(peer, WINDOW)  # more than a socket's buffer; nothing is said before it is there
+        return completed()
+
+    with running(scripted, run).exec("cat", stdin=True) as process:
+        reader = threading.Thread(target=process.wait)
+        reader.start()
+        time.sleep(0.1)  # until it reads
+        process.stdin.write(bytes(WINDOW))
+        reader.join(5)
+        assert not reader.is_alive()
+
+
+def test_last_words_of_a_daemon_are_heard(scripted: Start) -> None:
+    """What the daemon said before it hung up is the error, not that it could not be written to."""
+    told = threading.Event()
+
+    def run(peer: Peer, call: CallReceived) -> Any:
+        peer.answer(call, ExhaustedError("too much"))
+        told.set()
+        raise GoneError
+
+    process = running(scripted, run).exec("cat", stdin=True)
+    assert told.wait(5)
+    process.stdin.write(bytes(WINDOW))
+    with pytest.raises(ExhaustedError, match="too much"):
+        process.wait()
+
+
 def test_write_that_can_never_go_on_says_so(
     scripted: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,8 +243,10 @@ def test_slow_command_is_waited_for(scripted: Start, monkeypatch: pytest.MonkeyP
 
     def run(peer: Peer, call: CallReceived) -> Any:
         peer.data(call, "stdout", b"one moment")
+        receive(peer, WINDOW)
         time.sleep(0.3)
-        assert len(peer.read_all(call)) == 2 * WINDOW
+        peer.send(peer.connection.consumed(call.call_id, "stdin", WINDOW))
+        assert len(peer.read_all(call)) == WINDOW
         return completed()
 
     with running(scripted, run).exec("sleep 1; cat", stdin=True) as process:
@@ -352,9 +395,11 @@ def test_interrupted_block_does_not_wait(scripted: Start) -> None:
     def run(peer: Peer, call: CallReceived) -> Any:
         started.set()
         try:
-            peer.event()
-        finally:
+            event = peer.event()
+        except GoneError:
             gone.set()
+            raise
+        pytest.fail(f"it was asked nicely: {event}")
 
     process = running(scripted, run).exec("sleep infinity")
     assert started.wait(5)
@@ -400,14 +445,20 @@ def test_lines_of_stdout(scripted: Start) -> None:
     """Lines come whole across chunks, without their ends; stderr is kept for wait."""
 
     def run(peer: Peer, call: CallReceived) -> Any:
-        for data in (b"fir", b"st\n\nsec\xff", b"ond\nunfinished"):
+        for data in (b"fir", b"st\n\nsec\xff", b"ond\n", b"50%\r60%\nunfinished"):
             peer.data(call, "stdout", data)
             peer.data(call, "stderr", b"!")
         return completed()
 
     with running(scripted, run).exec("cat file") as process:
-        assert [*process.stdout_lines()] == ["first", "", "sec\ufffdond", "unfinished"]
-        assert process.wait().stderr == b"!!!"
+        assert [*process.stdout_lines()] == [
+            "first",
+            "",
+            "sec\ufffdond",
+            "50%\r60%",
+            "unfinished",
+        ]
+        assert process.wait().stderr == b"!!!!"
 
 
 def test_line_without_an_end_comes_in_pieces(scripted: Start) -> None:
