@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -108,7 +108,7 @@ class Buildah:
             *("bud", "--isolation=chroot", "--network=host", "--layers", "--pull=false"),
             # A RUN line is root in a chroot, which this capability is the way out of.
             "--cap-drop=CAP_SYS_CHROOT",
-            *(f"--iidfile={result}", *arguments, f"--file={dockerfile}", str(context)),
+            *(f"--iidfile={result}", *arguments, f"--file={dockerfile}", str(context.absolute())),
         ]
         try:
             async with self._named(parents):
@@ -139,14 +139,17 @@ class Buildah:
 
         `--build-context` would do it without tags, but buildah has it only since 1.26.
         """
+        tags: list[str] = []
         try:
             for name, reference in images.items():
-                await self.run("tag", reference, f"localhost/{name}:latest")
+                tag = f"localhost/{name}:latest"
+                await self.run("tag", reference, tag)
+                tags.append(tag)
             yield
         finally:
             with trio.move_on_after(_CLEANUP_SECONDS, shield=True):
-                for name in images:
-                    await self.run("rmi", f"localhost/{name}:latest")
+                for tag in tags:
+                    await self.run("rmi", tag)
 
     async def has_image(self, reference: str) -> bool:
         """Tell whether the storage holds an image of this name."""
@@ -196,7 +199,9 @@ async def open_buildah(cache: Path, on_wait: Callable[[str], None]) -> AsyncIter
         except ImageSpaceError as error:
             raise ImageSpaceError(f"{error}\n{_space(directory)}") from error
         finally:
-            with trio.move_on_after(_CLEANUP_SECONDS, shield=True):
+            # Should it fail, as on a full disk, the next holder of the lock does it again; the
+            # error that matters is the one on its way.
+            with trio.move_on_after(_CLEANUP_SECONDS, shield=True), suppress(CommandError):
                 await buildah.clean()
 
 

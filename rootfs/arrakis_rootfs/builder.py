@@ -16,6 +16,7 @@ from arrakis_rootfs.buildah import (
 )
 from arrakis_rootfs.commands import require_tools, run_command
 from arrakis_rootfs.dockerfile import NeededImages, find_needed_images
+from arrakis_rootfs.errors import ImageError
 from arrakis_rootfs.image import Image, ImageDetails, Kind, check_name, is_name
 from arrakis_rootfs.store import ROOTFS, ImageStore
 from arrakis_rootfs.tree import inspect_tree, pack_tree
@@ -40,9 +41,9 @@ async def build_image(
     A FROM line may name any image of the store, as in `FROM base`. The result has to be able to
     run as a machine, which it is when it descends from one that is.
 
-    Raises ImageNameError, ImageBuildError with the failing step, ImageContentError when no
-    machine could run on the result, ImageSpaceError, or ToolMissingError. Whether it fails or is
-    cancelled: no image, container, mount or process stays.
+    Raises ImageError: ImageNameError, ImageBuildError with the failing step, ImageContentError
+    when no machine could run on the result, ImageSpaceError, ToolMissingError. Whether it fails
+    or is cancelled: no image, container, mount or process stays.
     """
     check_name(name)
     tracker = StepTracker(progress)
@@ -73,7 +74,10 @@ async def build_in(
 ) -> Image:
     """Do the work of `build_image` for the holder of buildah's storage."""
     former = store.resolve(name) if store.contains(name) else None
-    recipe = await trio.Path(dockerfile).read_bytes()
+    try:
+        recipe = await trio.Path(dockerfile).read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot read the Dockerfile {dockerfile}: {error.strerror}") from error
     needed = find_needed_images(recipe.decode(errors="replace"), build_args)
     parents = await _provide(buildah, store, needed, tracker)
     built = await buildah.build(

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -64,9 +64,16 @@ class ImageStore:
         self._roots = tuple(dict.fromkeys(root.absolute() for root in roots))
 
     def list(self) -> tuple[Image, ...]:
-        """Return all named images, sorted by name; a name in an earlier root hides later ones."""
-        names = {path.name for root in self._roots for path in self._names(root)}
-        return tuple(self.resolve(name) for name in sorted(names))
+        """Return all named images, sorted by name; a name in an earlier root hides later ones.
+
+        Raises ImageDamagedError, as `resolve` does.
+        """
+        images = []
+        for name in sorted({path.name for root in self._roots for path in self._names(root)}):
+            # Somebody may delete a name between the two looks at the directory.
+            with suppress(ImageNotFoundError):
+                images.append(self.resolve(name))
+        return tuple(images)
 
     def resolve(self, name_or_digest: str) -> Image:
         """Return the image with this name or digest.
@@ -78,14 +85,8 @@ class ImageStore:
             return self._load(name_or_digest, name=None)
         name = check_name(name_or_digest)
         for root in self._roots:
-            path = root / _NAMES / name
-            try:
-                data = json.loads(path.read_bytes())
-            except FileNotFoundError:
-                continue
-            except ValueError as error:
-                raise ImageDamagedError(f"{path} is damaged: {error}") from error
-            return self._load(structure(data, _Name, path).digest, name=name)
+            with suppress(FileNotFoundError):
+                return self._load(_read_name(root / _NAMES / name), name=name)
         raise ImageNotFoundError(f"there is no image {name!r}")
 
     def contains(self, name_or_digest: str) -> bool:
@@ -220,7 +221,7 @@ class ImageStore:
     def _collect(self, in_use: frozenset[str]) -> tuple[str, ...]:
         removed = []
         with self._exclusive():
-            named = {self.resolve(path.name).digest for path in self._names(self._root)}
+            named = {_read_name(path) for path in self._names(self._root)}
             for directory in sorted(self._root.iterdir()):
                 if is_digest(directory.name) and directory.name not in named | in_use:
                     # Renamed first: an image that is half removed must not be found.
@@ -247,3 +248,12 @@ class ImageStore:
         names.mkdir(exist_ok=True)
         with lock(names):
             yield names
+
+
+def _read_name(path: Path) -> str:
+    """Return the digest that a file under `names` holds."""
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ImageDamagedError(f"{path} is damaged: {error}") from error
+    return structure(data, _Name, path).digest

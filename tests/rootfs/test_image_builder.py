@@ -8,6 +8,7 @@ from arrakis_rootfs import (
     Image,
     ImageBuildError,
     ImageContentError,
+    ImageError,
     ImageNameError,
     ImageSpaceError,
     ImageStore,
@@ -139,6 +140,19 @@ async def test_illegal_name_is_refused_first(store: ImageStore, tmp_path: Path) 
             name="../evil",
             context=tmp_path,
             dockerfile=tmp_path / "none",
+            build_args={},
+            progress=print,
+        )
+
+
+async def test_missing_dockerfile_is_named(build: Builder, store: ImageStore) -> None:
+    """A Dockerfile that is not there is an error of this package that names it."""
+    with pytest.raises(ImageError, match="nowhere/Dockerfile: No such file"):
+        await build_image(
+            store,
+            name="one",
+            context=build.context,
+            dockerfile=build.context / "nowhere/Dockerfile",
             build_args={},
             progress=print,
         )
