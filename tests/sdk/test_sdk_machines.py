@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -240,6 +241,27 @@ def test_trees_survive_the_round_trip(box: Sandbox, tmp_path: Path) -> None:
         if path.is_file():
             assert copy.read_bytes() == path.read_bytes()
             assert copy.stat().st_mtime == pytest.approx(path.stat().st_mtime)
+
+
+def test_interrupted_start_leaves_no_machine(manager: SandboxManager) -> None:
+    """Ctrl+C while a machine starts ends it, and its name is free again."""
+    manager.start_sandbox("box").destroy()  # now its template is there
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            manager.start_sandbox("box")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    until = time.monotonic() + 20
+    while manager.list_all():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert manager.start_sandbox("box").run(["true"]).ok
 
 
 def test_events_tell_what_happens(manager: SandboxManager) -> None:
