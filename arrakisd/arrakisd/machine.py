@@ -18,7 +18,7 @@ import trio
 from attrs import frozen
 
 from arrakis_rpc.daemon_api import Failure, VmInfo
-from arrakis_rpc.errors import ArrakisError, CancelledError, InternalError, VmmError
+from arrakis_rpc.errors import ArrakisError, CancelledError, InternalError, NotFoundError, VmmError
 from arrakis_rpc.guest_api import ExecSpec
 
 from .agent import GuestAgent
@@ -68,6 +68,7 @@ class Machine:
         self._layers = [layer.id for layer in source.layers]
         self._layer = new_layer_id()
         self._changing = trio.Lock()
+        self._changes: trio.CancelScope | None = None
         self._scope = trio.CancelScope()
         self._vmm: Vmm | None = None
         self._agent: GuestAgent | None = None
@@ -109,8 +110,7 @@ class Machine:
         started = False
         try:
             with self._scope, self._store.hold(self._layers):
-                async with self._directory() as directory, self._awake(directory):
-                    self.states.move(VmState.RUNNING)
+                async with self._directory() as directory, self._life(directory):
                     started = True
                     task_status.started()
                     await trio.sleep_forever()
@@ -121,11 +121,23 @@ class Machine:
                 raise self._startup_error(error) from error
             self._note_failure(error)
         finally:
-            self._vmm = self._agent = None
             with trio.move_on_after(_CLEANUP_DEADLINE, shield=True):
                 await trio.to_thread.run_sync(self._store.collect_layers)
-            self.states.move(VmState.STOPPED)
+            if self.states.state is VmState.CREATED:  # not even its directory could be made
+                self.states.move(VmState.STOPPED)
             self.ended.set()
+
+    @asynccontextmanager
+    async def _life(self, directory: Path) -> AsyncIterator[None]:
+        try:
+            async with self._awake(directory):
+                self.states.move(VmState.RUNNING)
+                yield
+        finally:
+            self.states.move(VmState.STOPPED)
+            if self._changes is not None:
+                self._changes.cancel()
+            self._vmm = self._agent = None
 
     @asynccontextmanager
     async def _directory(self) -> AsyncIterator[Path]:
@@ -189,6 +201,11 @@ class Machine:
 
     def _startup_error(self, error: Exception) -> ArrakisError:
         cause = domain_error_in(error)
+        if not self._store.has(self._stands_on):
+            return NotFoundError(
+                f"'{self._stands_on.id}' was deleted while VM '{self.name}' was started from it",
+                vm=self.name,
+            )
         if cause is None:
             log.error("start failed", vm=self.name, exc_info=error)
             return InternalError(f"VM '{self.name}' could not be started: {error!r}")
@@ -200,18 +217,33 @@ class Machine:
             self.failure = Failure(reason=str(cause), console=[])
         log.error("VM failed", vm=self.name, reason=self.failure.reason)
 
+    @asynccontextmanager
+    async def _change(self, *states: VmState) -> AsyncIterator[None]:
+        """Work on the VM, one task at a time, in one of ``states``; its end ends the work."""
+        with trio.CancelScope() as scope:
+            async with self._changing:
+                self.states.require(*states)
+                self._changes = scope
+                try:
+                    yield
+                except OSError:
+                    self.states.require(*states)  # its files have gone with it
+                    raise
+                finally:
+                    self._changes = None
+        if scope.cancelled_caught:
+            self.states.require(*states)
+
     async def pause(self) -> None:
         """Halt the vCPUs. Legal while RUNNING."""
-        async with self._changing:
-            self.states.require(VmState.RUNNING)
+        async with self._change(VmState.RUNNING):
             assert self._vmm is not None
             await self._vmm.pause()
             self.states.move(VmState.PAUSED)
 
     async def resume(self) -> None:
         """Let the vCPUs go on. Legal while PAUSED."""
-        async with self._changing:
-            self.states.require(VmState.PAUSED)
+        async with self._change(VmState.PAUSED):
             assert self._vmm is not None
             await self._vmm.resume()
             self.states.move(VmState.RUNNING)
@@ -254,11 +286,10 @@ class Machine:
         The guest stands still only while its changed pages are copied. On return the
         snapshot is durable; if anything fails there is none, and the VM goes on.
         """
-        async with self._changing:
-            self.states.require(VmState.RUNNING, VmState.PAUSED)
+        async with self._change(VmState.RUNNING, VmState.PAUSED):
             assert self._agent is not None
             await self._agent.wait_ready(_AGENT_DEADLINE)
-            with self._store.scratch() as parts:
+            with self._store.hold(self._layers), self._store.scratch() as parts:
                 return await self._snapshot_into(parts, snapshot_id, label)
 
     async def _snapshot_into(self, parts: Path, snapshot_id: str, label: str) -> Manifest:

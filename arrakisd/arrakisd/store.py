@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from arrakis_rpc.errors import ArrakisError, IntegrityError, NotFoundError
 
@@ -40,6 +40,11 @@ from .paths import StatePaths
 _BLOCK = 512  # what st_blocks counts (stat(2))
 
 
+@frozen(eq=False)
+class _Holder:
+    layers: list[str]
+
+
 class Store:
     """All published templates and snapshots, held in memory, read once at start."""
 
@@ -47,7 +52,7 @@ class Store:
         self._paths = paths
         self._group = group
         self._verifier = Verifier()
-        self._held: list[list[str]] = []
+        self._holders: set[_Holder] = set()
         self._deleted: dict[str, str | None] = {}
         self.templates: dict[str, Manifest] = {}
         self.snapshots: dict[str, Manifest] = {}
@@ -69,7 +74,7 @@ class Store:
                 except ArrakisError as error:
                     self.damaged[directory] = str(error)
         if self.damaged:  # a damaged manifest may refer to layers that nobody else does
-            self._held.append([directory.name for directory in paths.layers.iterdir()])
+            self._holders.add(_Holder([layer.name for layer in paths.layers.iterdir()]))
         self.collect_layers()
 
     def template(self, template_id: str) -> Manifest:
@@ -88,6 +93,12 @@ class Store:
             raise IntegrityError(
                 reason, hint=f"restore {directory} from a backup, or move it away and restart"
             )
+
+    def has(self, manifest: Manifest) -> bool:
+        """Whether a template or snapshot is still there."""
+        table = self.templates if manifest.is_template else self.snapshots
+        there = table.get(manifest.id)
+        return there is not None and there.created == manifest.created
 
     def directory(self, manifest: Manifest) -> Path:
         """Where the parts of a template or snapshot are."""
@@ -181,11 +192,12 @@ class Store:
     @contextmanager
     def hold(self, layers: list[str]) -> Iterator[None]:
         """Keep the layers of a list from being collected, also those added to it later."""
-        self._held.append(layers)
+        holder = _Holder(layers)
+        self._holders.add(holder)
         try:
             yield
         finally:
-            self._held = [other for other in self._held if other is not layers]
+            self._holders.remove(holder)
 
     def delete(self, manifest: Manifest) -> None:
         """Delete a template or snapshot; snapshots on top of it now stand on its parent.
@@ -211,7 +223,7 @@ class Store:
         is found here first and is not needed then, is garbage.
         """
         found = [directory.name for directory in self._paths.layers.iterdir()]
-        needed = {layer_id for layers in self._held for layer_id in layers}
+        needed = {layer for holder in list(self._holders) for layer in holder.layers}
         for manifest in (*self.templates.values(), *self.snapshots.values()):
             needed.update(layer.id for layer in manifest.layers)
         for layer_id in found:
