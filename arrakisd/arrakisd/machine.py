@@ -118,7 +118,7 @@ class Machine:
                 raise CancelledError(f"VM '{self.name}' was destroyed while it started")
         except Exception as error:
             if not started:
-                raise self._startup_error(error) from error
+                raise await self._startup_error(error) from error
             self._note_failure(error)
         finally:
             with trio.move_on_after(_CLEANUP_DEADLINE, shield=True):
@@ -199,13 +199,17 @@ class Machine:
         self.failure = Failure(reason=end.how, console=vmm.last_words())
         raise VmmError("\n".join([end.how, *self.failure.console]), vm=self.name)
 
-    def _startup_error(self, error: Exception) -> ArrakisError:
+    async def _startup_error(self, error: Exception) -> ArrakisError:
         cause = domain_error_in(error)
         if not self._store.has(self._stands_on):
             return NotFoundError(
                 f"'{self._stands_on.id}' was deleted while VM '{self.name}' was started from it",
                 vm=self.name,
             )
+        try:
+            await trio.to_thread.run_sync(self._store.verify, self._stands_on)
+        except ArrakisError as damage:  # be it that a VMM, fed with it, was quicker to fail
+            return damage
         if cause is None:
             log.error("start failed", vm=self.name, exc_info=error)
             return InternalError(f"VM '{self.name}' could not be started: {error!r}")
