@@ -62,7 +62,7 @@ class Daemon:
 
     def log_text(self) -> str:
         """What the daemon has logged."""
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def footprint(self) -> Footprint:
         """What there is at this moment."""
