@@ -16,7 +16,7 @@ import os
 import pwd
 import signal
 
-from attrs import frozen
+from attrs import define
 
 from arrakis_rpc.errors import GuestError, NotFoundError
 from arrakis_rpc.guest_api import ExecSpec
@@ -37,7 +37,7 @@ _ROOT = {
 _DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]
 
 
-@frozen
+@define
 class Launch:
     """All that is known of a program before it runs."""
 
@@ -103,8 +103,8 @@ class Spawner:
     def spawn(self, launch: Launch, actions: list[Action]) -> int:
         """Start it in a session of its own; give its process id."""
         self._enter(launch.cwd)
-        self._oom_score.make_ordinary()
         try:
+            self._oom_score.make_ordinary()
             return os.posix_spawn(
                 launch.program,
                 launch.argv,
@@ -172,7 +172,8 @@ def _find_program(name: str, search_path: str, cwd: str) -> str:
         return program
     if name:
         for directory in search_path.split(":"):
-            program = os.path.join(cwd, directory, name)
+            base = directory if directory.startswith("/") else os.path.join(cwd, directory)
+            program = f"{base}/{name}"
             if os.access(program, os.X_OK) and not os.path.isdir(program):
                 return program
     raise NotFoundError(f"program {name!r} not found in PATH ({search_path})")
