@@ -56,7 +56,11 @@ class AgentProcess:
                 stderr=subprocess.PIPE,
             )
         self.socket = ours
-        self.socket.settimeout(DEADLINE)
+        self.patience(None)
+
+    def patience(self, seconds: float | None) -> None:
+        """Set how long to wait for the agent to say or to take something."""
+        self.socket.settimeout(seconds or DEADLINE)
 
     @property
     def pid(self) -> int:

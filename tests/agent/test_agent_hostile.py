@@ -106,7 +106,7 @@ def test_overdrawn_credit(host: Host) -> None:
 
 def test_answers_nobody_reads(host: Host) -> None:
     """A host that calls and calls and reads nothing is not answered without end."""
-    host.agent.socket.settimeout(1.0)
+    host.agent.patience(1.0)
     before = host.agent.memory()
     with pytest.raises(TimeoutError):
         call_many(host, 500_000)

@@ -88,7 +88,8 @@ def test_resync_across_reads(agent: AgentProcess) -> None:
 
 def test_frame_ending_like_a_token(host: Host) -> None:
     """A frame is answered though its last bytes are those that a preamble begins with."""
-    host.call("agent.hello", Hello([PROTOCOL_VERSION], b"\x05" * 32))
+    host.token = b"\x05" + new_token()[1:]
+    host.call("agent.hello", Hello([PROTOCOL_VERSION], host.token))
     call_id, frame = host.connection.start_call(
         "agent.hello", {"token": new_token(), "versions": [5]}
     )
@@ -124,10 +125,10 @@ def test_token_rotates(host: Host) -> None:
     preamble, _ = make_preamble(FIRST_TOKEN)
     host.send(preamble)
     time.sleep(0.1)
-    host.agent.socket.settimeout(0.2)
+    host.agent.patience(0.2)
     with pytest.raises(TimeoutError):
         host.receive_bytes()
-    host.agent.socket.settimeout(5)
+    host.agent.patience(None)
     host.open()
 
 
