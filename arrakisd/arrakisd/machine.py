@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -34,7 +34,7 @@ from .states import StateMachine, VmState
 from .store import Store
 
 _CLEANUP_DEADLINE = 10.0
-_PAUSE_DEADLINE = 60.0
+_CHANGE_DEADLINE = 60.0
 _AGENT_DEADLINE = 10.0
 
 log = structlog.get_logger()
@@ -238,19 +238,25 @@ class Machine:
         if scope.cancelled_caught:
             self.states.require(*states)
 
+    def _uncut(self, what: str) -> AbstractContextManager[None]:
+        """Shield a short change: cut in half, VMM and daemon would disagree about the VM."""
+        return deadline(_CHANGE_DEADLINE, f"{what} VM '{self.name}'", shield=True)
+
     async def pause(self) -> None:
         """Halt the vCPUs. Legal while RUNNING."""
         async with self._change(VmState.RUNNING):
             assert self._vmm is not None
-            await self._vmm.pause()
-            self.states.move(VmState.PAUSED)
+            with self._uncut("pausing"):
+                await self._vmm.pause()
+                self.states.move(VmState.PAUSED)
 
     async def resume(self) -> None:
         """Let the vCPUs go on. Legal while PAUSED."""
         async with self._change(VmState.PAUSED):
             assert self._vmm is not None
-            await self._vmm.resume()
-            self.states.move(VmState.RUNNING)
+            with self._uncut("resuming"):
+                await self._vmm.resume()
+                self.states.move(VmState.RUNNING)
             await self._catch_up()
 
     async def _catch_up(self) -> None:
@@ -306,8 +312,7 @@ class Machine:
         shutil.copyfile(parts / EMPTY_LAYER, next_disk)
         self._config.give_to_vmm(next_disk)
         target = SnapshotTarget(device_state, parts / PAGES, next_disk)
-        # The pause is short. Cancelling it half-way would leave open which layer is in use.
-        with deadline(_PAUSE_DEADLINE, "the pause for a snapshot", shield=True):
+        with self._uncut("snapshotting"):
             async with self._agent.quiet():
                 token = self._agent.resync_token
                 facts = await self._vmm.snapshot(target)
