@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.register_assert_rewrite("real_daemon")
+
 from real_daemon import Daemon, copy_templates, passable_directory, running_daemon
 
 from arrakis import SandboxManager
