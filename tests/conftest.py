@@ -10,9 +10,9 @@ import pytest
 
 pytest.register_assert_rewrite("real_daemon")
 
-from real_daemon import Daemon, copy_templates, passable_directory, running_daemon
+from real_daemon import Daemon, copy_templates, passable_directory, running_daemon  # noqa: E402 -- after the rewrite is asked for
 
-from arrakis import SandboxManager
+from arrakis import SandboxManager  # noqa: E402
 
 
 @pytest.hookimpl(wrapper=True)

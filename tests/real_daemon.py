@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
 
 _READY_DEADLINE = 60.0
 _STOP_DEADLINE = 15.0
@@ -30,6 +30,12 @@ class Footprint:
     open_files: int
     files: frozenset[str]
     stored: frozenset[str]
+
+    def is_within(self, before: Footprint) -> bool:
+        """Whether nothing has changed, but that connections to earlier clients have ended."""
+        return evolve(self, open_files=0) == evolve(before, open_files=0) and (
+            self.open_files <= before.open_files
+        )
 
 
 @frozen
@@ -89,8 +95,9 @@ class Daemon:
         before = self.footprint()
         yield
         with contextlib.suppress(AssertionError):  # to say below what is different
-            wait_until(lambda: self.footprint() == before, _SETTLE_DEADLINE)
-        assert self.footprint() == before
+            wait_until(lambda: self.footprint().is_within(before), _SETTLE_DEADLINE)
+        after = self.footprint()
+        assert after.is_within(before), f"before: {before}\nafter: {after}"
 
 
 def files_below(state: Path, *parts: str) -> set[str]:
