@@ -32,7 +32,7 @@ CONNECT_SECONDS = 10.0
 GREETING_SECONDS = 30.0
 _RECEIVE = 256 * 1024
 _START_HINT = (
-    "start the daemon: 'sudo systemctl start arrakisd', or 'arrakisd' in another terminal; "
+    "start the daemon: 'sudo arrakisd', in another terminal; "
     "if its socket is elsewhere, set ARRAKIS_SOCKET"
 )
 
@@ -182,7 +182,7 @@ class Wire:
             if patience <= 0:
                 raise ConnectionLostError(
                     f"what listens at {self._path} did not answer for {GREETING_SECONDS:g} s",
-                    hint="look at the daemon's log: 'journalctl -u arrakisd'",
+                    hint="look at the daemon's log",
                 )
             seconds = patience if seconds is None else min(seconds, patience)
         events = (select.POLLIN if reading else 0) | (select.POLLOUT if self._unsent else 0)
@@ -245,7 +245,7 @@ class Wire:
     def _lost(self, reason: str) -> ConnectionLostError:
         return ConnectionLostError(
             f"lost the daemon at {self._path}: {reason}",
-            hint="see why with 'journalctl -u arrakisd', then " + _START_HINT,
+            hint="its log says why; " + _START_HINT,
         )
 
 

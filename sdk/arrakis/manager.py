@@ -36,19 +36,19 @@ class SandboxManager:
 
     def __init__(
         self,
-        url: str | None = None,
+        base_url: str | None = None,
         token: str | None = None,
         *,
         socket: str | os.PathLike[str] | None = None,
     ) -> None:
-        if url is not None and url.startswith(("http://", "https://")):
+        if base_url is not None and base_url.startswith(("http://", "https://")):
             raise UnsupportedError(
                 "this version reaches a daemon through its Unix socket only",
                 hint="run on the daemon's host, with SandboxManager() or socket=PATH",
             )
-        if url is not None or token is not None:
+        if base_url is not None or token is not None:
             raise InvalidParamsError(
-                "a url begins with http:// or https://, and a token belongs to a url",
+                "a base_url begins with http:// or https://, and a token belongs to it",
                 hint="for a Unix socket, use SandboxManager(socket=PATH)",
             )
         self._client = Client(socket)

@@ -38,7 +38,7 @@ class Snapshots:
     def delete(self, snapshot_id: str, *, recursive: bool = False) -> None:
         """Delete a snapshot, with ``recursive`` also all that descend from it.
 
-        Raises `NotFoundError`, and `InvalidStateError` when others depend on it.
+        Those that descend from it stay whole otherwise. Raises `NotFoundError`.
         """
         self._client.call("snapshot.delete", {"id": snapshot_id, "recursive": recursive})
 

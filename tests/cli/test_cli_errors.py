@@ -93,7 +93,7 @@ def test_doctor_works_without_a_daemon(tmp_path: Path, capfd: pytest.CaptureFixt
     out, err = capfd.readouterr()
     assert re.search(r"^MISSING +daemon +no daemon: there is no socket", out, re.MULTILINE)
     assert re.search(r"^\w+ +kvm ", out, re.MULTILINE)
-    assert "daemon: start the daemon: 'sudo systemctl start arrakisd'" in out
+    assert "daemon: start the daemon: 'sudo arrakisd'" in out
     assert err == "error: this host is not ready\n"
 
 

@@ -30,13 +30,10 @@ def _without_daemon() -> list[Check]:
     return [
         _program("arrakisd", required=True, fix="pip install 'arrakis[daemon]'"),
         _program(
-            "qemu-system-x86_64" if os.uname().machine == "x86_64" else "qemu-system-aarch64",
+            "qemu-system-x86_64",
             required=True,
-            fix="sudo apt-get install qemu-system-x86"
-            if os.uname().machine == "x86_64"
-            else "sudo apt-get install qemu-system-arm",
+            fix="sudo apt-get install --no-install-recommends qemu-system-x86 qemu-utils",
         ),
-        _program("nft", required=True, fix="sudo apt-get install nftables"),
         _kvm(),
     ]
 

@@ -22,10 +22,11 @@ from .vms import report_started
     metavar="ID",
     help="Lower-case letters, digits and '-'.  [default: the daemon chooses]",
 )
+@click.option("--label", default="", metavar="TEXT", help="What it is, in your words.")
 @as_json
-def snapshot(name: str, snapshot_id: str, as_json: bool) -> None:
+def snapshot(name: str, snapshot_id: str, label: str, as_json: bool) -> None:
     """Keep a machine as it is now; prints the snapshot's id."""
-    created = sandbox(name).snapshot(snapshot_id)
+    created = sandbox(name).snapshot(snapshot_id, label=label)
     if as_json:
         print_json(manager().snapshots.info(created))
     else:
@@ -74,7 +75,7 @@ def snapshots(as_json: bool) -> None:
 @click.option("-r", "--recursive", is_flag=True, help="Also all that descend from it.")
 @as_json
 def snapshot_delete(snapshot_id: str, recursive: bool, as_json: bool) -> None:
-    """Delete a snapshot that no other depends on."""
+    """Delete a snapshot; those on top of it stay whole."""
     manager().snapshots.delete(snapshot_id, recursive=recursive)
     if as_json:
         print_json({"id": snapshot_id, "done": "deleted"})
