@@ -105,7 +105,8 @@ class Sandbox:
         """Keep a RUNNING or PAUSED VM as it is now; give the id to restore it by.
 
         An id is up to 63 lower-case letters, digits and ``-``; without one the daemon
-        chooses. A label is up to 200 characters for people to read. Raises `AlreadyExistsError`, and `ExhaustedError` when the disk is full.
+        chooses. A label is up to 200 characters for people to read. Raises
+        `AlreadyExistsError`, and `ExhaustedError` when the disk is full.
         """
         params = without_none(vm=self.name, id=snapshot_id or None, label=label or None)
         info: SnapshotInfo = self._client.call("snapshot.create", params)
