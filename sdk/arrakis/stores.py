@@ -113,3 +113,10 @@ class Templates:
         shape = without_none(image=image, vcpus=vcpus, memory_mib=memory_mib, disk_mib=disk_mib)
         template: TemplateInfo = self._client.call("template.build", shape, progress=progress)
         return template
+
+    def delete(self, template_id: str) -> None:
+        """Delete a template; the next start of its shape boots again.
+
+        Raises `NotFoundError`, and `InvalidStateError` while a snapshot or a VM stands on it.
+        """
+        self._client.call("template.delete", {"id": template_id})

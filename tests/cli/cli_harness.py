@@ -78,6 +78,7 @@ EVERYTHING = {
     "image_list": {"images": [IMAGE]},
     "image_build": IMAGE,
     "image_delete": {},
+    "template_delete": {},
     "template_list": {"templates": [TEMPLATE]},
     "template_build": TEMPLATE,
 }

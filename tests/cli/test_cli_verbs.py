@@ -61,6 +61,7 @@ from arrakis_rpc.connection import CallReceived
             "deleted before\n",
         ),
         ("image delete mine", "image.delete", {"name": "mine"}, "deleted mine\n"),
+        ("template delete abc", "template.delete", {"id": "abc"}, "deleted abc\n"),
         (
             "template build --image mine --memory 512",
             "template.build",
@@ -99,6 +100,7 @@ def test_verb_asks_for_what_its_flags_say(
         "snapshot-delete before",
         "image list",
         "image delete mine",
+        "template delete abc",
         "template list",
         "template build",
         "health",

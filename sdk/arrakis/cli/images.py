@@ -19,7 +19,7 @@ def image() -> None:
 
 @click.group()
 def template() -> None:
-    """Build and list templates: shapes booted once, for quick starts."""
+    """Build, list and delete templates: shapes booted once, for quick starts."""
 
 
 @verb("build", "arrakis image build ./my-agent -n my-agent --build-arg VERSION=3")
@@ -71,7 +71,7 @@ def list_images(as_json: bool) -> None:
 @click.argument("name")
 @as_json
 def delete_image(name: str, as_json: bool) -> None:
-    """Delete an image that nothing uses."""
+    """Delete an image; what was started from it goes on."""
     manager().images.delete(name)
     if as_json:
         print_json({"name": name, "done": "deleted"})
@@ -124,7 +124,21 @@ def list_templates(as_json: bool) -> None:
 
 for _command in (build_image, list_images, delete_image):
     image.add_command(_command)
-for _command in (build_template, list_templates):
+
+
+@verb("delete", "arrakis template delete 6dee7f4f06cd5566dd81")
+@click.argument("template_id", metavar="ID")
+@as_json
+def delete_template(template_id: str, as_json: bool) -> None:
+    """Delete a template on which nothing stands; the next start of its shape boots."""
+    manager().templates.delete(template_id)
+    if as_json:
+        print_json({"id": template_id, "done": "deleted"})
+    else:
+        say(f"deleted {template_id}")
+
+
+for _command in (build_template, list_templates, delete_template):
     template.add_command(_command)
 
 VERBS: list[click.Command] = [image, template]
