@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,29 +57,40 @@ async def run_daemon(config: Config) -> None:
         images = ImageStore(paths.images, Path(config.cache_dir) / "images")
         templates = Templates(surroundings, images, driver, verdict.accelerator)
         events = Events()
-        async with trio.open_nursery() as machines:
-            supervisor = Supervisor(machines, surroundings, driver, events)
-            service = Service(surroundings, driver, supervisor, templates, images, events, verdict)
-            await _serve_until_signalled(config, service)
-            with trio.move_on_after(_END_DEADLINE, shield=True):
-                await supervisor.destroy_all()
-            machines.cancel_scope.cancel()
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as machines:
+                supervisor = Supervisor(machines, surroundings, driver, events)
+                service = Service(
+                    surroundings, driver, supervisor, templates, images, events, verdict
+                )
+                await _serve_until_signalled(config, service, signals)
+                machines.start_soon(_pass_over, signals)
+                with trio.move_on_after(_END_DEADLINE, shield=True):
+                    await supervisor.destroy_all()
+                machines.cancel_scope.cancel()
     log.info("stopped")
 
 
-async def _serve_until_signalled(config: Config, service: Service) -> None:
+async def _serve_until_signalled(
+    config: Config, service: Service, signals: AsyncIterator[int]
+) -> None:
     listening = open_unix_listener(Path(config.socket), config.socket_gid())
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with listening as listener, trio.open_nursery() as nursery:
-            server = RpcServer(service)
-            nursery.start_soon(server.serve, listener)
-            _notify("READY=1")
-            log.info("ready", version=__version__, socket=config.socket, state=config.state_dir)
-            number = await anext(signals)
-            _notify("STOPPING=1")
-            log.info("stopping", signal=signal.Signals(number).name)
-            await server.drain(_DRAIN_DEADLINE)
-            nursery.cancel_scope.cancel()
+    async with listening as listener, trio.open_nursery() as nursery:
+        server = RpcServer(service)
+        nursery.start_soon(server.serve, listener)
+        _notify("READY=1")
+        log.info("ready", version=__version__, socket=config.socket, state=config.state_dir)
+        number = await anext(signals)
+        _notify("STOPPING=1")
+        log.info("stopping", signal=signal.Signals(number).name)
+        await server.drain(_DRAIN_DEADLINE)
+        nursery.cancel_scope.cancel()
+
+
+async def _pass_over(signals: AsyncIterator[int]) -> None:
+    """Let no further signal cut the end short: it is bounded in time anyway."""
+    async for number in signals:
+        log.info("stopping already", signal=signal.Signals(number).name)
 
 
 async def _choose_accelerator(driver: Driver) -> Verdict:
@@ -103,8 +114,14 @@ def _check_reach(config: Config, identity: tuple[int, int] | None) -> None:
 
 @contextmanager
 def _locked(paths: StatePaths) -> Iterator[None]:
-    paths.root.mkdir(parents=True, exist_ok=True)
-    lock = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        lock = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UnsupportedError(
+            f"cannot keep state in {paths.root}: {error.strerror}",
+            hint="choose another place with --state, or run as root",
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

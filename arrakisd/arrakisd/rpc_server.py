@@ -6,6 +6,7 @@ notification cancels the scope, the end of the connection cancels all of them.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -19,6 +20,7 @@ import trio
 
 from arrakis_rpc.connection import CallReceived, Role
 from arrakis_rpc.errors import (
+    AlreadyExistsError,
     ArrakisError,
     CancelledError,
     ConnectionLostError,
@@ -26,6 +28,7 @@ from arrakis_rpc.errors import (
     InternalError,
     InvalidStateError,
     ProtocolError,
+    UnsupportedError,
 )
 
 from .peer import CallStreams, Peer, domain_error_in
@@ -178,23 +181,49 @@ def _peer_of(stream: trio.SocketStream) -> str:
     return f"uid={uid} pid={pid}"
 
 
+def _remove_dead(path: Path) -> None:
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        if probe.connect_ex(str(path)) != errno.ECONNREFUSED:
+            raise AlreadyExistsError(
+                f"another daemon listens on {path}",
+                hint="stop it, or give this one another socket with --socket",
+            )
+    path.unlink()
+
+
+def _bound(path: Path) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    old_mask = os.umask(0o117)
+    try:
+        listening.bind(str(path))
+    except OSError:
+        listening.close()
+        raise
+    finally:
+        os.umask(old_mask)
+    return listening
+
+
 @asynccontextmanager
 async def open_unix_listener(path: Path, group: int | None) -> AsyncIterator[trio.SocketListener]:
     """Listen on a Unix socket for the length of a block; the file is gone afterwards.
 
-    A file that a crashed daemon left is replaced; the caller holds the state directory's
-    lock, so no living daemon of the same state can be listening there.
+    A socket that a crashed daemon left is replaced. Raises `AlreadyExistsError` where one
+    listens, `UnsupportedError` where no socket can be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_socket():
-        path.unlink()
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        old_mask = os.umask(0o117)
-        try:
-            listening.bind(str(path))
-        finally:
-            os.umask(old_mask)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_dead(path)
+        listening = _bound(path)
+    except OSError as error:
+        raise UnsupportedError(
+            f"cannot listen on {path}: {error.strerror or error}",
+            hint="choose another place with --socket",
+        ) from error
+    try:
         if group is not None:
             try:
                 os.chown(path, -1, group)
