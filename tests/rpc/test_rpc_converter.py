@@ -269,6 +269,13 @@ class TestRanges:
         assert problem.startswith("args: path is ")
 
 
+@attrs.frozen
+class Level:
+    """A class of somebody else, with a validator whose error has more than a message."""
+
+    level: str = attrs.field(validator=attrs.validators.in_(("info", "debug")))
+
+
 class TestRefusals:
     def test_each_bad_field_is_named(self) -> None:
         """One refusal tells of everything that is to be mended."""
@@ -277,6 +284,12 @@ class TestRefusals:
             "image: expected str, got int",
             "extra fields found (more)",
         ]
+
+    def test_of_a_validators_error_only_the_message_is_shown(self) -> None:
+        """What else attrs puts into it is for programs."""
+        assert problem_with({"level": "loud"}, Level) == (
+            "'level' must be in ('info', 'debug') (got 'loud')"
+        )
 
     @pytest.mark.parametrize(
         ("wire", "kind"),

@@ -45,6 +45,29 @@ class TestErrors:
         assert all("code" in vars(cls) for cls in ERRORS)
         assert all(-32768 <= code <= -32000 for code in codes)
 
+    def test_codes_are_those_of_json_rpc_and_of_this_version(self) -> None:
+        """Clients in other languages know an error by its code alone."""
+        assert {cls.__name__: cls.code for cls in ERRORS} == {
+            "ArrakisError": -32000,
+            "ProtocolError": -32700,
+            "UnknownMethodError": -32601,
+            "InvalidParamsError": -32602,
+            "InternalError": -32603,
+            "NotFoundError": -32001,
+            "AlreadyExistsError": -32002,
+            "InvalidStateError": -32003,
+            "ExhaustedError": -32004,
+            "UnsupportedError": -32005,
+            "DeadlineError": -32006,
+            "CancelledError": -32007,
+            "IntegrityError": -32008,
+            "GuestError": -32009,
+            "FileOperationError": -32010,
+            "VmmError": -32011,
+            "ImageBuildError": -32012,
+            "ConnectionLostError": -32013,
+        }
+
     def test_the_tree_in_the_documentation_is_the_tree(self) -> None:
         """Each class stands in the module's docstring, and each name there is a class."""
         lines = (errors.__doc__ or "").split("::")[1].splitlines()
