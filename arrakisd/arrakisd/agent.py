@@ -62,7 +62,12 @@ class GuestAgent:
         while True:
             try:
                 await self._run_session(deadline)
-            except* (ArrakisError, trio.BrokenResourceError, trio.TooSlowError) as group:
+            except* (
+                ArrakisError,
+                trio.BrokenResourceError,
+                trio.ClosedResourceError,
+                trio.TooSlowError,
+            ) as group:
                 reason = domain_error_in(group) or group.exceptions[0]
                 log.warning("agent session broke", vm=self._vm, reason=str(reason))
             deadline = _HANDSHAKE_DEADLINE

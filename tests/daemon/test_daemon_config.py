@@ -94,7 +94,7 @@ def test_key_like_no_other(tmp_path: Path) -> None:
         "disk_mib = 63",
         "state_dir = 3",
         "socket = ['/a']",
-        'vmm = "bochs"',
+        "vmm = 1",
         'accelerator = "xen"',
         'start_timeout = "1"',
         "start_timeout = inf",

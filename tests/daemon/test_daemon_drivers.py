@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 from attrs import evolve
 from real_daemon import processes_naming
 
-from arrakis_rpc.errors import ArrakisError, UnsupportedError, VmmError
+from arrakis_rpc.errors import ArrakisError, InvalidParamsError, UnsupportedError, VmmError
 from arrakisd.config import Config
 from arrakisd.host.disks import make_blank_disk
 from arrakisd.host.vmm.interface import Boot, Driver, LaunchSpec, Restore, Vmm
 from arrakisd.host.vmm.qemu import QemuDriver, QemuVmm
-from arrakisd.host.vmm.registry import DRIVERS
+from arrakisd.host.vmm.registry import DRIVERS, choose_driver
 from arrakisd.peer import domain_error_in
 
 VMM_CLASSES = {"qemu": QemuVmm}
@@ -56,7 +55,7 @@ async def spec(tmp_path: Path) -> LaunchSpec:
 @pytest.mark.parametrize("name", DRIVERS)
 def test_interface(name: str) -> None:
     """Every driver, and what it launches, has all methods of the interface as they are there."""
-    driver = DRIVERS[name]("some-binary")
+    driver = DRIVERS[name](Config())
     assert driver.name == name
     for protocol, offer in ((Driver, type(driver)), (Vmm, VMM_CLASSES[name])):
         for method, signature in offered(protocol).items():
@@ -68,26 +67,33 @@ def test_interface(name: str) -> None:
 
 
 def test_registry() -> None:
-    """The settings offer exactly the drivers there are."""
-    assert set(get_args(get_type_hints(Config)["vmm"])) == {"auto", *DRIVERS}
+    """The settings choose a driver by its name; another name is refused with those there are."""
+    for name in DRIVERS:
+        assert choose_driver(Config(vmm=name)).name == name
+    assert choose_driver(Config(vmm="auto")).name in DRIVERS
+    with pytest.raises(InvalidParamsError, match="bochs") as caught:
+        choose_driver(Config(vmm="bochs"))
+    assert "qemu" in (caught.value.hint or "")
+    with pytest.raises(UnsupportedError, match="no-such-qemu"):
+        choose_driver(Config(vmm="auto", qemu_binary="no-such-qemu"))
 
 
 def test_missing_binary() -> None:
     """A hypervisor that is not installed is said to be so, with the command that installs it."""
     with pytest.raises(UnsupportedError, match="no-such-qemu") as caught:
-        QemuDriver("no-such-qemu").version()
+        QemuDriver(Config(qemu_binary="no-such-qemu")).version()
     assert "apt-get install" in (caught.value.hint or "")
 
 
 def test_version() -> None:
     """The version is the number that QEMU prints."""
-    version = QemuDriver("qemu-system-x86_64").version()
+    version = QemuDriver(Config()).version()
     assert all(part.isdecimal() for part in version.split("."))
 
 
 async def test_launch(spec: LaunchSpec) -> None:
     """A launched VMM talks, has a channel, and is gone with its block, as are its files' users."""
-    async with QemuDriver("qemu-system-x86_64").launch(spec) as vmm:
+    async with QemuDriver(Config()).launch(spec) as vmm:
         assert isinstance(vmm, QemuVmm)
         assert processes_naming(spec.directory) == {vmm.pid}
         greeting = await vmm.qmp.execute("qmp_capabilities")
@@ -108,7 +114,7 @@ async def test_broken_launch(spec: LaunchSpec, broken: str, tmp_path: Path) -> N
     else:
         spec = evolve(spec, **{broken: missing / "file"})
     with pytest.RaisesGroup(VmmError, flatten_subgroups=True, allow_unwrapped=True) as caught:
-        async with QemuDriver("qemu-system-x86_64").launch(spec) as vmm:
+        async with QemuDriver(Config()).launch(spec) as vmm:
             await vmm.start()
     error = domain_error_in(caught.value)
     assert isinstance(error, ArrakisError)
@@ -120,6 +126,6 @@ async def test_broken_launch(spec: LaunchSpec, broken: str, tmp_path: Path) -> N
 async def test_broken_state(spec: LaunchSpec) -> None:
     """Device state that is none is an error with QEMU's last words."""
     with pytest.RaisesGroup(VmmError, flatten_subgroups=True, allow_unwrapped=True) as caught:
-        async with QemuDriver("qemu-system-x86_64").launch(spec) as vmm:
+        async with QemuDriver(Config()).launch(spec) as vmm:
             await vmm.start()
     assert "device state" in str(domain_error_in(caught.value))

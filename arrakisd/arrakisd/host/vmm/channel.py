@@ -56,11 +56,15 @@ class Channel(trio.abc.Stream):
             except OSError as error:
                 raise trio.BrokenResourceError from error
 
-    async def aclose(self) -> None:
-        """Close this end. A duplicate of the socket stays usable."""
+    def hang_up(self) -> None:
+        """Close this end at once; who reads or writes finds it closed or broken."""
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
+
+    async def aclose(self) -> None:
+        """Close this end. A duplicate of the socket stays usable."""
+        self.hang_up()
         await trio.lowlevel.checkpoint()
 
     @asynccontextmanager
@@ -80,5 +84,7 @@ class Channel(trio.abc.Stream):
             self._open.set()
 
     def _unsent(self) -> int:
+        if self._socket.fileno() < 0:
+            return 0
         answer = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4))
         return int(struct.unpack("i", answer)[0])

@@ -113,7 +113,10 @@ class Vmm(Protocol):
         """Save a woken guest, in one pause; it goes on if it ran before."""
 
     def open_channel(self) -> Channel:
-        """Give a byte stream to the guest agent; again after an earlier one was closed."""
+        """Give a byte stream to the guest agent; again after an earlier one was closed.
+
+        It breaks when the guest's end is closed, which is when the agent has died.
+        """
 
     async def wait(self) -> VmmEnd:
         """Wait until the process has ended; give how."""

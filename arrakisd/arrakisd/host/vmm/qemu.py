@@ -33,7 +33,7 @@ from .qemu_probe import choose_accelerator
 from .qmp import QmpClient, QmpClosedError, open_qmp
 
 _CONSOLE_TAIL = 64 * 1024
-_LAST_LINES = 12
+_LAST_LINES = 40
 _ANSWER_DEADLINE = 30.0
 _END_DEADLINE = 2.0
 
@@ -123,6 +123,9 @@ class QemuVmm:
         self._disk = qemu_arguments.disk_node(0)
         self._layers_added = 0
         self._resumed = trio.Event()
+        self._shutdown: str | None = None
+        self._channel: Channel | None = None
+        self._port_is_open = False
         self._refused = False
         self.pid = child.pid
 
@@ -203,15 +206,31 @@ class QemuVmm:
         await self._execute("xen-save-devices-state", filename=str(device_state), live=False)
 
     def open_channel(self) -> Channel:
-        """Give a byte stream to the guest agent; again after an earlier one was closed."""
-        return Channel(self._agent.dup())
+        """Give a byte stream to the guest agent; again after an earlier one was closed.
+
+        It breaks when the guest's end is closed, which is when the agent has died.
+        """
+        self._channel = Channel(self._agent.dup())
+        return self._channel
+
+    def _on_port_change(self, is_open: bool) -> None:
+        # QEMU tells of one change a second at most, and then of the last: an opening after
+        # an opening stands for a closing between them.
+        if self._channel is not None and (not is_open or self._port_is_open):
+            self._channel.hang_up()
+        self._port_is_open = is_open
 
     async def wait(self) -> VmmEnd:
         """Wait until the process has ended; give how."""
         status = await self._child.wait()
         if status < 0:
             return VmmEnd(orderly=False, how=f"QEMU was killed by signal {-status}")
-        return VmmEnd(orderly=status == 0, how=f"QEMU exited with status {status}")
+        with trio.move_on_after(_END_DEADLINE):
+            await self.qmp.closed.wait()  # its last event says why
+        if status == 0 and self._shutdown == "guest-shutdown":
+            return VmmEnd(orderly=True, how="the guest powered itself off")
+        reason = f" ({self._shutdown})" if self._shutdown else ""
+        return VmmEnd(orderly=False, how=f"QEMU exited with status {status}{reason}")
 
     def last_words(self) -> list[str]:
         """Give the last lines of the process's own output and of the guest's console."""
@@ -228,6 +247,10 @@ class QemuVmm:
         if event == "RESUME":
             self._running = True
             self._resumed.set()
+        elif event == "VSERPORT_CHANGE":
+            self._on_port_change(bool(data.get("open")))
+        elif event == "SHUTDOWN":
+            self._shutdown = str(data.get("reason"))
         elif event == "MIGRATION" and data.get("status") == "failed":
             self._resumed.set()
 

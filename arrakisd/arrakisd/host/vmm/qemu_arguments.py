@@ -91,7 +91,7 @@ def command_line(binary: str, spec: LaunchSpec, wires: Wires) -> list[str]:
         *("-device", _json(driver="virtio-blk-pci", id="disk", drive=disk_node(0))),
         *("-device", _json(driver="virtio-serial-pci", id="serial")),
         *("-chardev", f"socket,id=agent,fd={wires.agent}"),
-        *("-device", _json(driver="virtserialport", chardev="agent", name=AGENT_PORT)),
+        *("-device", _json(driver="virtserialport", id="port", chardev="agent", name=AGENT_PORT)),
         *("-device", _json(driver="virtio-rng-pci", id="rng")),
     ]
     if boot is None:

@@ -34,7 +34,7 @@ class QmpClient:
         self._on_event = on_event
         self._pending: dict[int, _Pending] = {}
         self._last_id = 0
-        self._closed = False
+        self.closed = trio.Event()
         self._sending = trio.Lock()
 
     async def execute(self, command: str, **arguments: Any) -> Any:
@@ -43,7 +43,7 @@ class QmpClient:
         Raises `VmmError` if QEMU refuses it, `QmpClosedError` if QEMU ends meanwhile. A
         caller that is cancelled may leave the command running.
         """
-        if self._closed:
+        if self.closed.is_set():
             raise QmpClosedError(f"QEMU had ended before {command}")
         self._last_id += 1
         number, pending = self._last_id, _Pending()
@@ -78,7 +78,7 @@ class QmpClient:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # a hang-up in other words
         finally:
-            self._closed = True
+            self.closed.set()
             for pending in self._pending.values():
                 pending.answered.set()
 
