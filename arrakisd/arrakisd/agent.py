@@ -68,7 +68,7 @@ class GuestAgent:
                 trio.ClosedResourceError,
                 trio.TooSlowError,
             ) as group:
-                reason = domain_error_in(group) or group.exceptions[0]
+                reason = domain_error_in(group) or "the channel broke, or nobody answered"
                 log.warning("agent session broke", vm=self._vm, reason=str(reason))
             deadline = _HANDSHAKE_DEADLINE
             # A hello that was sent but not answered may have changed the token or not.
