@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -132,6 +133,40 @@ async def test_ends(ends: Ends) -> None:
         assert await ends.channel.receive_some() == b""
         with pytest.raises(trio.BrokenResourceError):
             await ends.channel.send_all(b"x")
+
+
+async def test_hanging_up(ends: Ends) -> None:
+    """Hanging up ends all who read, write, or keep quiet; another channel can follow."""
+    duplicate = Channel(ends.channel._socket.dup())
+    ended = []
+
+    async def use(name: str, work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await work()
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            ended.append(name)
+
+    async def send() -> None:
+        await ends.channel.send_all(b"x" * 4_000_000)
+
+    async def keep_quiet() -> None:
+        async with ends.channel.quiet():
+            await trio.sleep(0.05)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(use, "reader", ends.channel.receive_some)
+        nursery.start_soon(use, "writer", send)
+        await trio.testing.wait_all_tasks_blocked()
+        ends.channel.hang_up()
+        ends.channel.hang_up()
+        nursery.start_soon(keep_quiet)
+    assert sorted(ended) == ["reader", "writer"]
+    while ends.taken():
+        pass
+    async with duplicate:
+        await duplicate.send_all(b"again")
+        assert ends.taken() == b"again"
+    ends.vmm.close()
 
 
 async def test_closing(ends: Ends) -> None:
