@@ -40,8 +40,6 @@ from .port import Output
 Handler = Callable[[Call, Any], Awaitable[Any]]
 HELLO = "agent.hello"
 
-_LONGEST_MESSAGE = 8192
-
 _log = logging.getLogger(__name__)
 
 
@@ -82,6 +80,9 @@ class Session:
                 self._handle(event)
         except ProtocolError as error:
             _log.warning("session dropped: %s", error)
+            self.close()
+        except Exception:  # noqa: BLE001 -- a defect costs the session, not the agent
+            _log.exception("session dropped")
             self.close()
 
     def _handle(self, event: Event) -> None:
@@ -133,8 +134,6 @@ class Session:
             self._keep_token(hello.token)
         except ArrakisError as error:
             self._fail(event.call_id, error)
-        except OSError as error:
-            self._fail(event.call_id, InternalError(f"the token cannot be stored: {error}"))
         else:
             self._greeted = True
             result = HelloResult(
@@ -164,6 +163,4 @@ class Session:
             self._fail(call_id, CancelledError("the call was cancelled"))
 
     def _fail(self, call_id: int, error: ArrakisError) -> None:
-        # What it quotes may be as long as a frame.
-        error.message = error.message[:_LONGEST_MESSAGE]
         self._output.send(self._connection.send_error(call_id, error))

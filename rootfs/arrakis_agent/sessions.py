@@ -8,7 +8,7 @@ the nonce is answered: whatever the host receives after it belongs to the new se
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -18,35 +18,27 @@ from arrakis_rpc.resync import FIRST_TOKEN, NONCE_SIZE, TOKEN_SIZE, MarkerScanne
 from .port import Output, Port, PortLostError
 from .session import Handler, Session
 
-_log = logging.getLogger(__name__)
-
 
 class TokenFile:
-    """Keeps the token of the next session, for an agent that is started again."""
+    """Keeps the token of the next session, for an agent that is started again.
+
+    The file is made once and then overwritten in place. So a guest that has filled its
+    memory can still be reached; and 32 bytes in one page are replaced all or none.
+    """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._path = directory / "token"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = os.open(directory / "token", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not os.fstat(self._file).st_size:
+            self.store(FIRST_TOKEN)
 
     def load(self) -> bytes:
         """Give the token; the first one when none was ever kept in this boot."""
-        try:
-            token = self._path.read_bytes()
-        except FileNotFoundError:
-            return FIRST_TOKEN
-        if len(token) != TOKEN_SIZE:
-            _log.error("%s does not hold a token, expecting a first session", self._path)
-            return FIRST_TOKEN
-        return token
+        return os.pread(self._file, TOKEN_SIZE, 0)
 
     def store(self, token: bytes) -> None:
-        """Replace the token, whole or not at all."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = self._path.with_name("token.new")
-        fresh.unlink(missing_ok=True)
-        fresh.touch(mode=0o600)
-        fresh.write_bytes(token)
-        fresh.replace(self._path)
+        """Replace the token."""
+        os.pwrite(self._file, token, 0)
 
 
 class Sessions:
