@@ -63,16 +63,13 @@ async def run_daemon(config: Config) -> None:
                 service = Service(
                     surroundings, driver, supervisor, templates, images, events, verdict
                 )
-                await _serve_until_signalled(config, service, signals)
-                machines.start_soon(_pass_over, signals)
-                with trio.move_on_after(_END_DEADLINE, shield=True):
-                    await supervisor.destroy_all()
+                await _serve_until_signalled(config, service, supervisor, signals)
                 machines.cancel_scope.cancel()
     log.info("stopped")
 
 
 async def _serve_until_signalled(
-    config: Config, service: Service, signals: AsyncIterator[int]
+    config: Config, service: Service, supervisor: Supervisor, signals: AsyncIterator[int]
 ) -> None:
     listening = open_unix_listener(Path(config.socket), config.socket_gid())
     async with listening as listener, trio.open_nursery() as nursery:
@@ -83,7 +80,11 @@ async def _serve_until_signalled(
         number = await anext(signals)
         _notify("STOPPING=1")
         log.info("stopping", signal=signal.Signals(number).name)
+        nursery.start_soon(_pass_over, signals)
         await server.drain(_DRAIN_DEADLINE)
+        # Before the calls are cancelled: with its VMM a snapshot in its shielded pause ends too.
+        with trio.move_on_after(_END_DEADLINE, shield=True):
+            await supervisor.destroy_all()
         nursery.cancel_scope.cancel()
 
 

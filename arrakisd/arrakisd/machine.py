@@ -121,11 +121,15 @@ class Machine:
                 raise await self._startup_error(error) from error
             self._note_failure(error)
         finally:
-            with trio.move_on_after(_CLEANUP_DEADLINE, shield=True):
-                await trio.to_thread.run_sync(self._store.collect_layers)
             if self.states.state is VmState.CREATED:  # not even its directory could be made
                 self.states.move(VmState.STOPPED)
-            self.ended.set()
+            try:
+                with trio.move_on_after(_CLEANUP_DEADLINE, shield=True):
+                    await trio.to_thread.run_sync(self._store.collect_layers)
+            except OSError as error:
+                log.warning("disk layers were not collected", reason=str(error))
+            finally:
+                self.ended.set()
 
     @asynccontextmanager
     async def _life(self, directory: Path) -> AsyncIterator[None]:
@@ -187,7 +191,8 @@ class Machine:
             nursery.start_soon(self._agent.run)
             identity = make_identity(self.name)
             await self._agent.call_first("identity.apply", identity, self._config.start_timeout)
-            await self._agent.set_clock()
+            with deadline(_AGENT_DEADLINE, f"setting the clock of VM '{self.name}'"):
+                await self._agent.set_clock()
             yield
             nursery.cancel_scope.cancel()
 
@@ -309,15 +314,21 @@ class Machine:
         directory = self._paths.vm(self.name)
         next_disk, device_state = active_layer(directory, next_layer), directory / DEVICE_STATE
         await make_empty_layer(parts / EMPTY_LAYER, self._layer, source.shape.disk_mib)
-        shutil.copyfile(parts / EMPTY_LAYER, next_disk)
-        self._config.give_to_vmm(next_disk)
+        # Made ready in a place of root's own: the VMM could put a link into its directory.
+        shutil.copyfile(parts / EMPTY_LAYER, parts / next_disk.name)
+        self._config.give_to_vmm(parts / next_disk.name)
+        (parts / next_disk.name).rename(next_disk)
         target = SnapshotTarget(device_state, parts / PAGES, next_disk)
         with self._uncut("snapshotting"):
             async with self._agent.quiet():
                 token = self._agent.resync_token
                 facts = await self._vmm.snapshot(target)
         self._layers.append(self._layer)
-        self._store.freeze_layer(self._layer, active_layer(directory, self._layer))
+        try:
+            self._store.freeze_layer(self._layer, active_layer(directory, self._layer))
+        except OSError:
+            self._scope.cancel()  # the guest writes to a layer that no later snapshot would know
+            raise
         self._layer = next_layer
         shutil.move(device_state, parts / DEVICE_STATE)
         if self.states.state is VmState.RUNNING:

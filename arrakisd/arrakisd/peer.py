@@ -7,6 +7,7 @@ cut a frame in two.
 
 from __future__ import annotations
 
+import errno
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -28,10 +29,15 @@ from arrakis_rpc.connection import (
     Event,
     Role,
 )
-from arrakis_rpc.errors import ArrakisError, ConnectionLostError, ProtocolError
+from arrakis_rpc.errors import (
+    ArrakisError,
+    ConnectionLostError,
+    ExhaustedError,
+    ProtocolError,
+)
 
 _QUEUED_FRAMES = 8
-_QUEUED_NOTES = 256
+_QUEUED_NOTES = 32
 _READ_SIZE = 256 * 1024
 
 
@@ -43,6 +49,7 @@ class CallStreams:
         self.call_id = call_id
         self._inbox, self._events = trio.open_memory_channel[Event](math.inf)
         self._notes = 0
+        self.listens = True
         self._credit = trio.Event()
 
     async def receive(self) -> Event:
@@ -96,6 +103,8 @@ class CallStreams:
             self._credit.set()
             self._credit = trio.Event()
             return
+        if isinstance(event, (CallNotified, DataReceived)) and not self.listens:
+            raise ProtocolError("this call takes neither data nor notifications")
         if isinstance(event, CallNotified):
             self._notes += 1
             if self._notes > _QUEUED_NOTES:
@@ -239,6 +248,8 @@ def domain_error_in(group: BaseException) -> ArrakisError | None:
     """Find the domain error that an exception is, or that a group holds somewhere."""
     if isinstance(group, ArrakisError):
         return group
+    if isinstance(group, OSError) and group.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ExhaustedError(f"the disk is full: {group}", hint="make room, then try again")
     if isinstance(group, BaseExceptionGroup):
         for error in group.exceptions:
             if found := domain_error_in(error):

@@ -30,6 +30,7 @@ from arrakis_rpc.errors import (
     ProtocolError,
     UnsupportedError,
 )
+from arrakis_rpc.operations import DAEMON
 
 from .peer import CallStreams, Peer, domain_error_in
 from .service import Call, Service
@@ -70,6 +71,8 @@ class _ClientPeer(Peer):
             self._first_method = event.method
         scope = self._scopes[event.call_id] = trio.CancelScope()
         streams = self.open_streams(event.call_id)
+        operation = DAEMON.get(event.method)
+        streams.listens = operation is not None and bool(operation.takes or operation.notes)
         self._nursery.start_soon(self._answer, event, streams, scope)
 
     def _on_cancel(self, call_id: int) -> None:
@@ -81,11 +84,11 @@ class _ClientPeer(Peer):
     ) -> None:
         error: ArrakisError | None = None
         result: Any = None
-        with scope:
-            try:
+        try:
+            with scope:
                 result = await self._handle(event, streams)
-            except Exception as problem:  # noqa: BLE001 -- one call's failure is its own
-                error = _answerable(problem, event.method)
+        except Exception as problem:  # noqa: BLE001 -- one call's failure is its own
+            error = _answerable(problem, event.method)
         if scope.cancelled_caught:
             error = CancelledError(f"{event.method} was cancelled")
         del self._scopes[event.call_id]

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +54,7 @@ class Store:
         self._paths = paths
         self._group = group
         self._verifier = Verifier()
+        self._changing = threading.Lock()  # publish and delete run in threads
         self._holders: set[_Holder] = set()
         self._deleted: dict[str, str | None] = {}
         self.templates: dict[str, Manifest] = {}
@@ -112,14 +115,21 @@ class Store:
 
     def present_parent(self, manifest: Manifest) -> str | None:
         """Id of the nearest snapshot that still exists, from ``manifest`` upwards."""
-        parent = None if manifest.is_template else manifest.id
-        while parent is not None and parent not in self.snapshots:
-            parent = self._deleted.get(parent)
-        return parent
+        if manifest.is_template:
+            return None
+        # Its id may be another's by now.
+        return manifest.id if self.has(manifest) else self._heir(manifest.id)
+
+    def _heir(self, deleted: str | None) -> str | None:
+        """Id of the nearest snapshot above a deleted one."""
+        heir = self._deleted.get(deleted) if deleted else None
+        while heir is not None and heir not in self.snapshots:
+            heir = self._deleted.get(heir)
+        return heir
 
     def children(self, snapshot_id: str) -> list[Manifest]:
         """The snapshots that were taken on top of a snapshot."""
-        return [child for child in self.snapshots.values() if child.parent == snapshot_id]
+        return [child for child in list(self.snapshots.values()) if child.parent == snapshot_id]
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -146,7 +156,8 @@ class Store:
         has made sure that the id is free; raises `IntegrityError` where something damaged
         is in the way. Blocks.
         """
-        self.require_undamaged(self.directory(manifest))
+        target = self.directory(manifest)
+        self.require_undamaged(target)
         sealed = {layer.id: layer.file for layer in known}
         new = [layer_id for layer_id in layers if layer_id not in sealed]
         for layer_id in new:
@@ -160,16 +171,18 @@ class Store:
             layers=[Layer(layer_id, sealed[layer_id]) for layer_id in layers],
             files={path.name: self._seal(path) for path in sorted(parts.iterdir())},
         )
-        write_manifest(parts, manifest)
-        self._grant(parts, 0o750)
-        target = self.directory(manifest)
-        parts.rename(target)
-        sync(target.parent)
-        for name in manifest.files:
-            self._verifier.trust(target / name)
-        for layer_id in new:
-            self._verifier.trust(self._paths.layer(layer_id) / FROZEN)
-        (self.templates if manifest.is_template else self.snapshots)[manifest.id] = manifest
+        with self._changing:
+            if manifest.parent is not None and manifest.parent not in self.snapshots:
+                manifest = evolve(manifest, parent=self._heir(manifest.parent))
+            write_manifest(parts, manifest)
+            self._grant(parts, 0o750)
+            parts.rename(target)
+            sync(target.parent)
+            for name in manifest.files:
+                self._verifier.trust(target / name)
+            for layer_id in new:
+                self._verifier.trust(self._paths.layer(layer_id) / FROZEN)
+            (self.templates if manifest.is_template else self.snapshots)[manifest.id] = manifest
         return manifest
 
     def verify(self, manifest: Manifest) -> None:
@@ -205,14 +218,18 @@ class Store:
         Blocks.
         """
         directory = self.directory(manifest)
-        for child in self.children(manifest.id):
-            adopted = evolve(child, parent=manifest.parent)
-            write_manifest(self.directory(child), adopted)
-            self.snapshots[child.id] = adopted
         doomed = self._paths.scratch / f"deleted-{directory.parent.name}-{directory.name}"
-        directory.rename(doomed)
-        (self.templates if manifest.is_template else self.snapshots).pop(manifest.id)
-        self._deleted[manifest.id] = manifest.parent
+        with self._changing:
+            if not self.has(manifest):
+                return  # somebody else was quicker
+            manifest = self.snapshots.get(manifest.id, manifest)
+            for child in self.children(manifest.id):
+                adopted = evolve(child, parent=manifest.parent)
+                write_manifest(self.directory(child), adopted)
+                self.snapshots[child.id] = adopted
+            directory.rename(doomed)
+            (self.templates if manifest.is_template else self.snapshots).pop(manifest.id)
+            self._deleted[manifest.id] = manifest.parent
         shutil.rmtree(doomed, ignore_errors=True)
         self.collect_layers()
 
@@ -239,9 +256,17 @@ class Store:
         return StoredFile(status.st_size, file_digest(path), status.st_blocks * _BLOCK)
 
     def _grant(self, path: Path, mode: int) -> None:
-        if self._group is not None:
-            os.chown(path, 0, self._group)
-        path.chmod(mode)
+        # Never through a link: a VMM that a guest has taken over could have put one there.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            status = os.fstat(fd)
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                raise IntegrityError(f"{path} is no ordinary file")
+            if self._group is not None:
+                os.fchown(fd, 0, self._group)
+            os.fchmod(fd, mode)
+        finally:
+            os.close(fd)
 
 
 def _find(table: dict[str, Manifest], key: str, kind: str) -> Manifest:

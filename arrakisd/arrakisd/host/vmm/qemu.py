@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
+import stat
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -192,15 +194,31 @@ class QemuVmm:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(save_memory)
                 await self._save_devices(target.device_state)
-            await self._execute("blockdev-snapshot", node=self._disk, overlay=node)
-            self._disk = node
+            await self._switch_disk(node)
         finally:
             with trio.move_on_after(_ANSWER_DEADLINE, shield=True):
                 if was_running:
-                    await self.resume()
+                    await self._resume_or_die()
                 if self._disk != node:
                     await self._execute("blockdev-del", **{"node-name": node})
         return SnapshotFacts(pause=trio.current_time() - began, changed_pages=changed)
+
+    async def _switch_disk(self, node: str) -> None:
+        try:
+            await self._execute("blockdev-snapshot", node=self._disk, overlay=node)
+        except VmmError:
+            raise  # a clear refusal, or the end
+        except BaseException:
+            self._child.kill()  # nobody can tell which layer it writes to
+            raise
+        self._disk = node
+
+    async def _resume_or_die(self) -> None:
+        try:
+            await self.resume()
+        except BaseException:
+            self._child.kill()  # a guest that stands still for good, and says it runs
+            raise
 
     async def _save_devices(self, device_state: Path) -> None:
         await self._execute("xen-save-devices-state", filename=str(device_state), live=False)
@@ -234,7 +252,7 @@ class QemuVmm:
 
     def last_words(self) -> list[str]:
         """Give the last lines of the process's own output and of the guest's console."""
-        log = (self._spec.directory / "vmm.log").read_bytes()[-_CONSOLE_TAIL:]
+        log = _tail(self._spec.directory / "vmm.log")
         return [
             line
             for text in (self._console, log)
@@ -282,3 +300,18 @@ class QemuVmm:
 def _stream(end: socket.socket) -> trio.SocketStream:
     """Make a trio stream of a connected socket."""
     return trio.SocketStream(trio.socket.from_stdlib_socket(end))
+
+
+def _tail(path: Path) -> bytes:
+    """Give the end of a file in a directory that a VMM may have filled with anything."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return b""
+        return os.pread(fd, _CONSOLE_TAIL, max(0, status.st_size - _CONSOLE_TAIL))
+    finally:
+        os.close(fd)

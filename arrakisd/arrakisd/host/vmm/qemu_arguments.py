@@ -23,6 +23,9 @@ _ACCELERATORS = {
     "kvm": "kvm",
 }
 
+# A host without room is an I/O error in the guest. By default QEMU would halt it for good.
+_ERRORS = {"werror": "report", "rerror": "report"}
+
 # A VMM that a guest has taken over can neither start programs nor gain privileges.
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -88,7 +91,7 @@ def command_line(binary: str, spec: LaunchSpec, wires: Wires) -> list[str]:
         *("-blockdev", _json(**root)),
         *("-device", _json(driver="virtio-blk-pci", id="root-disk", drive="root")),
         *("-blockdev", _json(**disk_blockdev(0, str(spec.disk)))),
-        *("-device", _json(driver="virtio-blk-pci", id="disk", drive=disk_node(0))),
+        *("-device", _json(driver="virtio-blk-pci", id="disk", drive=disk_node(0), **_ERRORS)),
         *("-device", _json(driver="virtio-serial-pci", id="serial")),
         *("-chardev", f"socket,id=agent,fd={wires.agent}"),
         *("-device", _json(driver="virtserialport", id="port", chardev="agent", name=AGENT_PORT)),
