@@ -42,6 +42,7 @@ class GuestAgent:
         self._vm = vm
         self._open_channel = open_channel
         self._tokens = [resync_token]
+        self._offered = new_token()
         self._channel: Channel | None = None
         self._peer: CallerPeer | None = None
         self._opening = trio.Event()
@@ -71,7 +72,8 @@ class GuestAgent:
                 reason = domain_error_in(group) or "the channel broke, or nobody answered"
                 log.warning("agent session broke", vm=self._vm, reason=str(reason))
             deadline = _HANDSHAKE_DEADLINE
-            # A hello that was sent but not answered may have changed the token or not.
+            # A hello that was sent but not answered may have changed the token or not. All
+            # of them offer the same one, so that there are never more than two to try.
             self._tokens.append(self._tokens.pop(0))
             await trio.sleep(_REOPEN_DELAY)
 
@@ -79,16 +81,16 @@ class GuestAgent:
         async with self._open_channel() as channel, trio.open_nursery() as nursery:
             self._channel = channel
             self._peer = peer = _SessionPeer(self._vm, channel, self._tokens[0])
-            token = new_token()
-            self._tokens.append(token)
-            hello = Hello(versions=[PROTOCOL_VERSION], token=token)
+            if self._offered not in self._tokens:
+                self._tokens.append(self._offered)
+            hello = Hello(versions=[PROTOCOL_VERSION], token=self._offered)
             try:
                 with trio.fail_after(deadline):
                     nursery.start_soon(peer.run)
                     async with peer.open_call("agent.hello", unstructure(hello)) as streams:
                         self._opening.set()
                         await receive_answer(streams)
-                self._tokens = [token]
+                self._tokens, self._offered = [self._offered], new_token()
                 self._ready.set()
                 await trio.sleep_forever()
             finally:
