@@ -25,6 +25,7 @@ from arrakis_rpc.daemon_api import (
 from arrakis_rpc.errors import InvalidParamsError
 from arrakis_rpc.framing import decode_body, encode_frame
 from arrakis_rpc.guest_api import (
+    Clock,
     ExecSpec,
     FileList,
     FileMkdir,
@@ -215,6 +216,7 @@ _BORDERS: list[tuple[Any, str, list[Any], list[Any]]] = [
     (Identity, "hostname", ["h", "h" * 63], ["", "h" * 64]),
     (Identity, "machine_id", ["0" * 32], ["0" * 31, "0" * 33]),
     (Identity, "entropy", [bytes(32), bytes(512)], [bytes(31), bytes(513)]),
+    (Clock, "realtime", [0, 2**62], [-1]),
     (Pty, "rows", [1, 10_000], [0, 10_001]),
     (Pty, "cols", [1, 10_000], [0, 10_001]),
     (Pty, "term", ["", "t" * 64], ["t" * 65]),

@@ -105,6 +105,23 @@ class TestHostile:
             with pytest.raises(ProtocolError, match="id"):
                 parse_envelope({"jsonrpc": "2.0", "id": number, **rest})
 
+    @pytest.mark.parametrize("value", [None, 1, True, 1.5, "text", b"text", [], ["m"], {}, {1: 1}])
+    def test_each_member_has_the_type_that_it_must_have(self, value: Any) -> None:
+        """A method is text, parameters are a map with text keys, an error is a map."""
+        message = {"jsonrpc": "2.0", "id": 1, "method": "m", "params": {}}
+        failure = {"jsonrpc": "2.0", "id": 1, "error": {}}
+        notification = {"jsonrpc": "2.0", "method": "m", "params": {}}
+        wrong = []
+        if type(value) is not str:
+            wrong += [message | {"method": value}, notification | {"method": value}]
+        if value != {}:
+            wrong += [message | {"params": value}, notification | {"params": value}]
+        if type(value) is not dict:
+            wrong += [failure | {"error": value}]
+        for envelope in wrong:
+            with pytest.raises(ProtocolError, match="is not"):
+                parse_envelope(envelope)
+
     def test_the_complaint_about_members_is_short(self) -> None:
         """A peer cannot make an error message as long as its frame."""
         message = {"jsonrpc": "2.0"} | {"m" * number: 1 for number in range(1, 500)}

@@ -18,6 +18,7 @@ from arrakis_rpc.daemon_api import (
     SnapshotDelete,
     SnapshotId,
     TemplateBuild,
+    TemplateId,
     VmFork,
     VmName,
     VmStart,
@@ -109,6 +110,7 @@ def store_id(value: Any) -> list[tuple[dict[str, Any], Any]]:
     return [
         ({"id": value}, SnapshotId),
         ({"id": value}, SnapshotDelete),
+        ({"id": value}, TemplateId),
         ({"vm": "a", "id": value}, SnapshotCreate),
         ({"name": "a", "snapshot": value}, VmStart),
         ({"name": value}, ImageBuild),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rpc_strategies import ERRORS, maps, parts, same, texts
-from rpc_types import KINDS, OPERATIONS, fields_of, is_optional, name_of, without_none
+from rpc_types import KINDS, OPERATIONS, PARAMS, fields_of, is_optional, name_of, without_none
 
 import arrakis_rpc
 from arrakis_rpc import connection, errors, framing, resync
@@ -17,6 +17,7 @@ from arrakis_rpc.connection import MAX_CHANNEL_NAME, MAX_CHANNELS
 from arrakis_rpc.daemon_api import InGuest
 from arrakis_rpc.errors import ArrakisError, error_from_wire
 from arrakis_rpc.framing import decode_body, encode_frame
+from arrakis_rpc.guest_api import Pty
 from arrakis_rpc.operations import DAEMON, GUEST, Operation
 
 every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.method)
@@ -134,6 +135,40 @@ class TestOperations:
         strict = {bool, int, float, str, bytes, list, dict, Literal, Any}
 
         assert set(types_within(kind)) <= strict
+
+    def test_what_is_left_out_means_what_it_always_meant(self) -> None:
+        """Callers rely on defaults that are not None by leaving fields out."""
+        defaults = {}
+        for kind in [*PARAMS, Pty]:
+            origin = get_origin(kind) or kind
+            for attribute in attrs.fields(origin):
+                default = attribute.default
+                if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+                    default = default.factory()
+                if default is not None and default is not attrs.NOTHING:
+                    defaults[f"{origin.__name__}.{attribute.name}"] = default
+
+        assert defaults == {
+            "VmFork.count": 1,
+            "SnapshotCreate.label": "",
+            "SnapshotDelete.recursive": False,
+            "ImageBuild.dockerfile": "Dockerfile",
+            "ImageBuild.build_args": {},
+            "ExecSpec.env": {},
+            "ExecSpec.stdin": False,
+            "ExecSpec.merge_output": False,
+            "ExecSpec.background": False,
+            "FileRead.offset": 0,
+            "FileWrite.append": False,
+            "FileWrite.parents": True,
+            "FileList.limit": 1000,
+            "FileMkdir.mode": 0o755,
+            "FileMkdir.parents": False,
+            "FileRemove.recursive": False,
+            "Pty.rows": 24,
+            "Pty.cols": 80,
+            "Pty.term": "xterm-256color",
+        }
 
     @every_operation
     def test_states_errors_and_channels_are_real(self, operation: Operation) -> None:

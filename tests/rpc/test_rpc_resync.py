@@ -117,6 +117,14 @@ class TestScanner:
             assert found.startswith(stream[:place])
             assert rests == [None] * (len(rests) - 1) + [b""]
 
+    @pytest.mark.parametrize("first", [[b"ab"], [b"a", b"b"], [b"a", b"-ab"]])
+    def test_a_marker_that_was_found_is_over(self, first: list[bytes]) -> None:
+        """Its bytes, whole or in parts, begin no other."""
+        scanner = MarkerScanner(b"ab")
+        assert [scanner.feed(chunk)[1] for chunk in first][-1] == b""
+
+        assert scanner.feed(b"b") == (b"b", None)
+
     @given(st.binary(max_size=300), st.lists(st.integers()), st.data())
     @example(b"", [], None)
     def test_a_session_opens_in_the_middle_of_a_frame(
