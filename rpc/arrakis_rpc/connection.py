@@ -16,7 +16,7 @@ pass through in both directions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from enum import Enum
 from typing import Any, TypeAlias
 
@@ -238,11 +238,11 @@ class Connection:
         message = Notification(method, {"id": call_id, **params})
         return encode_frame(message.to_wire(), self._max_frame)
 
-    def receive(self, data: bytes | bytearray | memoryview) -> Iterator[Event]:
+    def receive(self, data: bytes | bytearray | memoryview) -> Generator[Event, None, None]:
         """Take received bytes; yield what they mean.
 
         Raises `ProtocolError` when the peer breaks the rules; the connection must then
-        be closed.
+        be closed. Who closes the generator in the middle finds the rest with `take_rest`.
         """
         for message in self._decoder.feed(data):
             self.frames_received += 1
@@ -259,6 +259,10 @@ class Connection:
                     event = self._receive_notification(method, params)
                     if event is not None:
                         yield event
+
+    def take_rest(self) -> bytes:
+        """Give back what was received and is not looked at yet, once `receive` was closed."""
+        return self._decoder.take_rest()
 
     def _receive_request(self, call_id: int, method: str, params: dict[str, Any]) -> Event:
         if self.role is not Role.CALLEE:

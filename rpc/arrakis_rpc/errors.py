@@ -18,6 +18,7 @@
     ├── FileOperationError     a file operation in the guest failed; carries errno
     ├── VmmError               the hypervisor process failed
     ├── ImageBuildError        a Dockerfile step failed
+    ├── AccessDeniedError      no token, a wrong or a revoked one, or not by this way
     ├── ConnectionLostError    the daemon (seen from the SDK) is not there or went away
     └── InternalError          a defect in this software
 """
@@ -168,6 +169,12 @@ class ConnectionLostError(ArrakisError):
     """The other end is not there, or went away in the middle of a call."""
 
     code = -32013
+
+
+class AccessDeniedError(ArrakisError):
+    """The caller shows no token, or one that does not let it do this."""
+
+    code = -32014
 
 
 _CLASSES: list[type[ArrakisError]] = [ArrakisError, *ArrakisError.__subclasses__()]

@@ -12,7 +12,7 @@ surrogate escapes, as in :func:`os.fsdecode`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import msgpack
@@ -157,7 +157,13 @@ class FrameDecoder:
         """Whether part of a frame has arrived and its rest has not."""
         return bool(self._buffer)
 
-    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[Any]:
+    def take_rest(self) -> bytes:
+        """Give back what was fed and is not decoded yet. Legal while no `feed` is under way."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest
+
+    def feed(self, data: bytes | bytearray | memoryview) -> Generator[Any, None, None]:
         """Take received bytes; yield each message that is now complete.
 
         Raises `ProtocolError` for an oversized or malformed frame. The stream is then

@@ -12,6 +12,7 @@ from attrs import Attribute, field, frozen
 from attrs.validators import ge, le, max_len, min_len, optional
 
 WORK_DIR = "/tmp/server_files"  # noqa: S108 -- the Go program's name for it
+MAX_AUTHORIZED_KEYS = 64 * 1024
 
 
 def _path(_: object, attribute: Attribute[str], value: str) -> None:
@@ -173,7 +174,12 @@ class FileRemove:
 
 @frozen
 class Network:
-    """Addresses for the guest's interface with the MAC address ``mac``."""
+    """What the guest's network interface is to have.
+
+    ``mac`` is the MAC address that it gets, ``address`` its IPv4 address with the prefix
+    (``10.20.1.7/24``), ``gateway`` where its default route goes. Without ``dns`` the name
+    servers stay what they are.
+    """
 
     mac: str
     address: str
@@ -186,7 +192,11 @@ class Identity:
     """``identity.apply``: become another machine than one's siblings; see the fork contract.
 
     ``entropy`` goes into the kernel's random pool. ``ssh_host_key`` is an OpenSSH private
-    key, ``ssh_host_key_public`` its public line.
+    key, ``ssh_host_key_public`` its public line. ``ssh_authorized_keys`` is text as in the
+    file of that name: who may log in as elara, besides those whom her own file names.
+    ``asleep`` is for how many nanoseconds the machine has stood still: the wall clock is set
+    forward by that. What the time is could not be said here, for a guest that has just been
+    woken takes its time over the first call.
     """
 
     hostname: str = field(validator=[min_len(1), max_len(63)])
@@ -195,15 +205,13 @@ class Identity:
     ssh_host_key: bytes = field(repr=False)
     ssh_host_key_public: bytes
     network: Network | None = None
+    ssh_authorized_keys: bytes = field(default=b"", validator=max_len(MAX_AUTHORIZED_KEYS))
+    asleep: int = 0
 
 
 @frozen
 class Clock:
-    """``clock.set``: set the wall clock to ``realtime``, in nanoseconds of Unix time.
-
-    Apart from the identity because it must be as fresh as can be: a guest that has just
-    been woken takes its time over the first call.
-    """
+    """``clock.set``: set the wall clock to ``realtime``, in nanoseconds of Unix time."""
 
     realtime: int = field(validator=ge(0))
 

@@ -15,13 +15,15 @@ from typing import Any
 from attrs import frozen
 
 from . import daemon_api as d
+from . import desktop_api as t
 from . import errors as e
 from . import guest_api as g
+from . import network_api as n
 
 _RUNNING = ("RUNNING",)
-_PAUSED = ("PAUSED",)
+_RESTING = ("PAUSED", "SUSPENDED")
 _ALIVE = ("RUNNING", "PAUSED")
-_ANY = ("CREATED", "RUNNING", "PAUSED", "STOPPED")
+_ANY = ("CREATED", "RUNNING", "PAUSED", "SUSPENDED", "STOPPED")
 _GUEST_ERRORS = (e.InvalidStateError, e.GuestError)
 _FILE_ERRORS = (*_GUEST_ERRORS, e.FileOperationError)
 
@@ -60,7 +62,7 @@ GUEST = _table(
         g.ExecResult,
         "run a command",
         states=_RUNNING,
-        raises=(*_GUEST_ERRORS, e.NotFoundError),
+        raises=(*_GUEST_ERRORS, e.NotFoundError, e.InvalidParamsError),
         sends=("stdout", "stderr"),
         takes=("stdin",),
         notes=("exec.signal", "exec.resize"),
@@ -100,6 +102,8 @@ _BUILD_ERRORS = (
     e.GuestError,
     e.VmmError,
 )
+_DESKTOP_ERRORS = (e.GuestError, e.UnsupportedError, e.DeadlineError)
+_LOCAL_ERRORS = (e.AccessDeniedError,)  # unless the caller came by the Unix socket
 _START_ERRORS = (e.AlreadyExistsError, *_BUILD_ERRORS)
 
 DAEMON = _table(
@@ -114,11 +118,30 @@ DAEMON = _table(
         "start a VM from a template or a snapshot",
         raises=_START_ERRORS,
     ),
-    Operation("vm.list", g.Nothing, d.VmList, "all VMs"),
+    Operation("vm.list", d.Page, d.VmList, "all VMs, a page at a time"),
     Operation("vm.info", d.VmName, d.VmInfo, "one VM", _ANY),
+    Operation(
+        "vm.health", d.VmName, g.Health, "how the guest in a VM is", _RUNNING, (e.GuestError,)
+    ),
     Operation("vm.stop", d.VmName, d.VmInfo, "shut a VM down", _ALIVE),
     Operation("vm.pause", d.VmName, d.VmInfo, "halt a VM's vCPUs", _RUNNING, (e.VmmError,)),
-    Operation("vm.resume", d.VmName, d.VmInfo, "let a paused VM go on", _PAUSED, (e.VmmError,)),
+    Operation(
+        "vm.suspend",
+        d.VmName,
+        d.VmInfo,
+        "keep a VM on disk until it is resumed, and end its process",
+        _ALIVE,
+        (e.ExhaustedError, e.DeadlineError, e.GuestError, e.VmmError),
+    ),
+    Operation(
+        "vm.resume",
+        d.VmName,
+        d.VmInfo,
+        "let a paused or suspended VM go on",
+        _RESTING,
+        _BUILD_ERRORS,
+    ),
+    Operation("vm.set_limits", d.VmSetLimits, d.VmInfo, "change how long a VM may live", _ANY),
     Operation("vm.destroy", d.VmName, g.Nothing, "end a VM and forget it", _ANY),
     Operation("vm.destroy_all", g.Nothing, g.Nothing, "end and forget all VMs"),
     Operation(
@@ -130,6 +153,22 @@ DAEMON = _table(
         _START_ERRORS,
     ),
     Operation(
+        "vm.rollback",
+        d.VmRollback,
+        d.VmInfo,
+        "take a VM back to a snapshot that it descends from",
+        _ALIVE,
+        _BUILD_ERRORS,
+    ),
+    Operation(
+        "vm.rename",
+        d.VmRename,
+        d.VmInfo,
+        "give a VM another name, or that of a VM whose place it takes",
+        _ALIVE,
+        (e.AlreadyExistsError, e.DeadlineError, e.GuestError),
+    ),
+    Operation(
         "snapshot.create",
         d.SnapshotCreate,
         d.SnapshotInfo,
@@ -137,9 +176,37 @@ DAEMON = _table(
         _ALIVE,
         (e.AlreadyExistsError, e.ExhaustedError, e.DeadlineError, e.GuestError, e.VmmError),
     ),
-    Operation("snapshot.list", g.Nothing, d.SnapshotList, "all snapshots"),
+    Operation("snapshot.list", d.Page, d.SnapshotList, "all snapshots, a page at a time"),
     Operation(
         "snapshot.info", d.SnapshotId, d.SnapshotInfo, "one snapshot", raises=(e.NotFoundError,)
+    ),
+    Operation(
+        "snapshot.diff",
+        d.SnapshotPair,
+        d.SnapshotDifference,
+        "what is different in one snapshot or template from another",
+        raises=_BUILD_ERRORS,
+    ),
+    Operation(
+        "snapshot.export",
+        d.SnapshotId,
+        g.Nothing,
+        "a snapshot, its ancestors and its template as one archive",
+        raises=(e.NotFoundError, e.IntegrityError),
+        sends=("data",),
+    ),
+    Operation(
+        "snapshot.import",
+        g.Nothing,
+        d.SnapshotImported,
+        "take what was exported by another daemon on a host of the same kind",
+        raises=(
+            e.AlreadyExistsError,
+            e.ExhaustedError,
+            e.IntegrityError,
+            e.UnsupportedError,
+        ),
+        takes=("data",),
     ),
     Operation(
         "snapshot.delete",
@@ -163,6 +230,88 @@ DAEMON = _table(
         for operation in GUEST.values()
         if operation.method.startswith(("exec.", "file."))
     ),
+    Operation("port.list", d.VmName, d.PortList, "the ports that lead into a VM", _ALIVE),
+    Operation(
+        "port.add",
+        d.PortAdd,
+        n.Forward,
+        "forward one more port into a VM",
+        _ALIVE,
+        (e.AlreadyExistsError, e.ExhaustedError, e.UnsupportedError),
+    ),
+    Operation(
+        "port.remove",
+        d.PortRemove,
+        g.Nothing,
+        "forward a port no longer",
+        _ALIVE,
+        (e.NotFoundError, e.UnsupportedError),
+    ),
+    Operation(
+        "egress.set",
+        d.EgressSet,
+        g.Nothing,
+        "change what a VM may reach",
+        _ALIVE,
+        (e.UnsupportedError,),
+    ),
+    Operation(
+        "desktop.screenshot",
+        t.DesktopScreenshot,
+        t.ScreenSize,
+        "a picture of a VM's screen",
+        _RUNNING,
+        _DESKTOP_ERRORS,
+        sends=("data",),
+    ),
+    Operation(
+        "desktop.click",
+        t.DesktopClick,
+        g.Nothing,
+        "click at a place of a VM's screen",
+        _RUNNING,
+        _DESKTOP_ERRORS,
+    ),
+    Operation(
+        "desktop.move",
+        t.DesktopMove,
+        g.Nothing,
+        "bring the pointer to a place of a VM's screen",
+        _RUNNING,
+        _DESKTOP_ERRORS,
+    ),
+    Operation(
+        "desktop.drag",
+        t.DesktopDrag,
+        g.Nothing,
+        "drag something from one place of a VM's screen to another",
+        _RUNNING,
+        _DESKTOP_ERRORS,
+    ),
+    Operation(
+        "desktop.scroll",
+        t.DesktopScroll,
+        g.Nothing,
+        "turn the wheel at a place of a VM's screen",
+        _RUNNING,
+        _DESKTOP_ERRORS,
+    ),
+    Operation(
+        "desktop.type",
+        t.DesktopType,
+        g.Nothing,
+        "type a text where a VM's screen has the focus",
+        _RUNNING,
+        _DESKTOP_ERRORS,
+    ),
+    Operation(
+        "desktop.key",
+        t.DesktopKey,
+        g.Nothing,
+        "press keys where a VM's screen has the focus",
+        _RUNNING,
+        _DESKTOP_ERRORS,
+    ),
     Operation("image.list", g.Nothing, d.ImageList, "all images"),
     Operation(
         "image.build",
@@ -173,6 +322,13 @@ DAEMON = _table(
         takes=("context",),
     ),
     Operation("image.delete", d.ImageName, g.Nothing, "delete an image", raises=(e.NotFoundError,)),
+    Operation(
+        "image.prune",
+        d.ImagePrune,
+        d.ImageList,
+        "delete images without a name that nothing needs",
+        raises=(e.IntegrityError, e.ExhaustedError),
+    ),
     Operation("template.list", g.Nothing, d.TemplateList, "all templates"),
     Operation(
         "template.build",
@@ -187,6 +343,23 @@ DAEMON = _table(
         g.Nothing,
         "delete a template on which nothing stands",
         raises=(e.NotFoundError, e.InvalidStateError),
+    ),
+    Operation(
+        "token.create",
+        d.TokenName,
+        d.TokenCreated,
+        "make a token for clients that come by HTTP",
+        raises=(e.AlreadyExistsError, e.ExhaustedError, *_LOCAL_ERRORS),
+    ),
+    Operation(
+        "token.list", g.Nothing, d.TokenList, "all tokens, without secrets", raises=_LOCAL_ERRORS
+    ),
+    Operation(
+        "token.revoke",
+        d.TokenName,
+        g.Nothing,
+        "let nobody in with a token, and cut off who is",
+        raises=(e.NotFoundError, *_LOCAL_ERRORS),
     ),
     Operation(
         "events.subscribe",

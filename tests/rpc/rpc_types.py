@@ -89,6 +89,7 @@ _SCALARS: dict[Any, list[tuple[Any, st.SearchStrategy[Any]]]] = {
     str: [
         ("name", st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}", fullmatch=True)),
         ("0" * 32, st.text("0123456789abcdef", min_size=32, max_size=32)),
+        ("a.example:443", st.from_regex(r"[a-z]{1,9}\.example(:[1-9]\d{0,3})?", fullmatch=True)),
         ("any \n\udcff", texts),
     ],
     bytes: [
@@ -156,6 +157,9 @@ def instances(kind: Any) -> st.SearchStrategy[Any]:
             one, other = draw(st.permutations(["argv", "shell"]))
             drawn[one] = None
             drawn[other] = drawn[other] or {"argv": ["true"], "shell": "true"}[other]
+        if {"mode", "allow"} <= drawn.keys():
+            without = draw(st.sampled_from(["none", "internet"]))
+            drawn["mode"] = "allow" if drawn["allow"] else without
         try:
             return origin(**drawn)
         except ValueError:

@@ -18,12 +18,13 @@ from arrakis_rpc.daemon_api import InGuest
 from arrakis_rpc.errors import ArrakisError, error_from_wire
 from arrakis_rpc.framing import decode_body, encode_frame
 from arrakis_rpc.guest_api import Pty
+from arrakis_rpc.network_api import VmNetwork
 from arrakis_rpc.operations import DAEMON, GUEST, Operation
 
 every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.method)
 every_error = pytest.mark.parametrize("cls", ERRORS, ids=lambda cls: cls.__name__)
 
-STATES = {"CREATED", "RUNNING", "PAUSED", "STOPPED"}
+STATES = {"CREATED", "RUNNING", "PAUSED", "SUSPENDED", "STOPPED"}
 
 
 def types_within(kind: Any) -> list[Any]:
@@ -67,6 +68,7 @@ class TestErrors:
             "VmmError": -32011,
             "ImageBuildError": -32012,
             "ConnectionLostError": -32013,
+            "AccessDeniedError": -32014,
         }
 
     def test_the_tree_in_the_documentation_is_the_tree(self) -> None:
@@ -149,11 +151,18 @@ class TestOperations:
                     defaults[f"{origin.__name__}.{attribute.name}"] = default
 
         assert defaults == {
+            "Page.limit": 1000,
             "VmFork.count": 1,
+            "VmRename.replace": False,
             "SnapshotCreate.label": "",
             "SnapshotDelete.recursive": False,
+            "DesktopClick.button": "left",
+            "DesktopClick.count": 1,
+            "DesktopScroll.dx": 0,
+            "DesktopScroll.dy": 0,
             "ImageBuild.dockerfile": "Dockerfile",
             "ImageBuild.build_args": {},
+            "ImagePrune.dry_run": False,
             "ExecSpec.env": {},
             "ExecSpec.stdin": False,
             "ExecSpec.merge_output": False,
@@ -165,6 +174,9 @@ class TestOperations:
             "FileMkdir.mode": 0o755,
             "FileMkdir.parents": False,
             "FileRemove.recursive": False,
+            "VmStart.network": VmNetwork(),
+            "Identity.ssh_authorized_keys": b"",
+            "Identity.asleep": 0,
             "Pty.rows": 24,
             "Pty.cols": 80,
             "Pty.term": "xterm-256color",
