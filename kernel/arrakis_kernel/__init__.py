@@ -10,6 +10,7 @@ from arrakis_kernel.errors import (
     KernelStoreError,
     KernelToolError,
 )
+from arrakis_kernel.small import find_small_kernel
 from arrakis_kernel.store import KernelFiles, ensure_kernel, find_kernel, load_kernel
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "cache_directory",
     "ensure_kernel",
     "find_kernel",
+    "find_small_kernel",
     "load_kernel",
 ]

@@ -3,15 +3,17 @@
 import os
 from pathlib import Path
 
+_MACHINE_WIDE = Path("/var/cache/arrakis")
+
 
 def cache_directory() -> Path:
     """Return the machine-wide cache directory, which need not exist yet.
 
-    `ARRAKIS_CACHE` wins; else `/var/cache/arrakis` for root (shared by every user of the
-    machine) and `~/.cache/arrakis` for anybody else.
+    `ARRAKIS_CACHE` wins; else it is `/var/cache/arrakis` for root, and for anybody else when
+    root has filled it. Otherwise others have a `~/.cache/arrakis` of their own.
     """
     if configured := os.environ.get("ARRAKIS_CACHE"):
         return Path(configured).absolute()
-    if os.geteuid() == 0:
-        return Path("/var/cache/arrakis")
+    if os.geteuid() == 0 or os.access(_MACHINE_WIDE / "kernels", os.R_OK | os.X_OK):
+        return _MACHINE_WIDE
     return Path.home() / ".cache" / "arrakis"

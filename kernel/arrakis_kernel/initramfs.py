@@ -27,6 +27,9 @@ MODULES = (
     "overlay",
 )
 
+# Loaded where the kernel's command line names a vsock port.
+VSOCK_MODULES = ("vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport")
+
 # What `data/init` calls; Debian's busybox does not find its applets without links.
 APPLETS = ("insmod", "mkdir", "mount", "reboot", "sh", "switch_root", "umount", "usleep")
 
@@ -43,8 +46,16 @@ def build_initramfs(modules_root: Path, busybox: Path) -> bytes:
 
     Uncompressed, because under emulation unpacking costs more than reading a few megabytes.
     """
-    modules = {name: module for name in MODULES if (module := _read_module(modules_root, name))}
-    order = "".join(f"{name}.ko\n" for name in modules)
+    modules, vsock = (_read_modules(modules_root, names) for names in (MODULES, VSOCK_MODULES))
+    return _archive(busybox, modules, vsock)
+
+
+def build_plain_initramfs(busybox: Path) -> bytes:
+    """Return one for a kernel that has everything built in."""
+    return _archive(busybox, {}, {})
+
+
+def _archive(busybox: Path, modules: dict[str, bytes], vsock: dict[str, bytes]) -> bytes:
     return cpio.write_archive(
         [
             *(cpio.directory(name) for name in _DIRECTORIES),
@@ -53,10 +64,23 @@ def build_initramfs(modules_root: Path, busybox: Path) -> bytes:
             cpio.regular("bin/busybox", busybox.read_bytes(), executable=True),
             *(cpio.symlink(f"bin/{applet}", "busybox") for applet in APPLETS),
             cpio.regular("init", init_script(), executable=True),
-            cpio.regular("modules/order", order.encode()),
-            *(cpio.regular(f"modules/{name}.ko", data) for name, data in modules.items()),
+            cpio.regular("modules/order", _order(modules)),
+            cpio.regular("modules/vsock-order", _order(vsock)),
+            *(
+                cpio.regular(f"modules/{name}.ko", data)
+                for name, data in {**modules, **vsock}.items()
+            ),
         ]
     )
+
+
+def _read_modules(modules_root: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    found = ((name, _read_module(modules_root, name)) for name in names)
+    return {name: module for name, module in found if module is not None}
+
+
+def _order(modules: dict[str, bytes]) -> bytes:
+    return "".join(f"{name}.ko\n" for name in modules).encode()
 
 
 def _read_module(modules_root: Path, name: str) -> bytes | None:

@@ -14,6 +14,7 @@ from arrakis_kernel.tools import run_tool
 
 # Small kernels made for virtual machines: Debian's, then Ubuntu's.
 KERNEL_METAPACKAGES = ("linux-image-cloud-amd64", "linux-image-virtual")
+SOURCE_METAPACKAGE = "linux-source"
 BUSYBOX_PACKAGE = "busybox-static"
 
 _KERNEL_PACKAGE = re.compile(r"linux-(?:image|modules)-\d[a-z0-9.+-]*")
@@ -40,6 +41,18 @@ def find_kernel_packages() -> list[Package]:
     raise KernelToolError(
         f"apt knows none of the packages {', '.join(KERNEL_METAPACKAGES)}; try: apt-get update"
     )
+
+
+def find_source_package() -> Package:
+    """Return the source of the distribution's kernel, as one package.
+
+    Raises KernelToolError when apt knows none.
+    """
+    output = run_tool(["apt-cache", "depends", SOURCE_METAPACKAGE], package="apt").decode()
+    found = re.search(r"Depends: (linux-source-\d\S*)$", output, re.MULTILINE)
+    if found is None:
+        raise KernelToolError(f"apt knows no package {SOURCE_METAPACKAGE!r}; try: apt-get update")
+    return find_package(found[1])
 
 
 def find_package(name: str) -> Package:

@@ -22,7 +22,7 @@ from typing import Any, cast
 
 from arrakis_kernel.bzimage import extract_vmlinux
 from arrakis_kernel.errors import KernelFormatError, KernelStoreError
-from arrakis_kernel.initramfs import APPLETS, MODULES, build_initramfs, init_script
+from arrakis_kernel.initramfs import APPLETS, MODULES, VSOCK_MODULES, build_initramfs, init_script
 from arrakis_kernel.packages import (
     BUSYBOX_PACKAGE,
     Package,
@@ -35,7 +35,7 @@ from arrakis_kernel.packages import (
 FORMAT_VERSION = 1
 
 _MANIFEST = "manifest.json"
-_TEMPORARY = ".new-"
+TEMPORARY = ".new-"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -66,7 +66,8 @@ def find_kernel(cache: Path) -> KernelFiles | None:
     return load_kernel(cache, digest)
 
 
-def _find_up_to_date(cache: Path) -> KernelFiles | None:
+def find_current_kernel(cache: Path) -> KernelFiles | None:
+    """Return the kernel that is in use, unless this version would make it in another way."""
     kernel = find_kernel(cache)
     if kernel is None or _read_manifest(kernel.vmlinux.parent)["recipe"] != _recipe():
         return None
@@ -100,18 +101,18 @@ def ensure_kernel(cache: Path, progress: Callable[[str], None]) -> KernelFiles:
     `progress` is told in plain sentences what is being done. Two callers at once are safe: the
     second waits and finds the work done. Raises KernelError.
     """
-    if kernel := _find_up_to_date(cache):
+    if kernel := find_current_kernel(cache):
         return kernel
-    with _exclusive(_kernels(cache)):
-        if kernel := _find_up_to_date(cache):
+    with exclusive(_kernels(cache)):
+        if kernel := find_current_kernel(cache):
             return kernel
-        _sweep(_kernels(cache))
+        sweep(_kernels(cache))
         packages = find_kernel_packages()
         busybox = find_package(BUSYBOX_PACKAGE)
         digest = _digest_inputs([*packages, busybox])
         if load_kernel(cache, digest) is None:
             _prepare(_kernels(cache), digest, packages, busybox, progress)
-        _point_current_at(_kernels(cache), digest)
+        point_at(_kernels(cache), digest, "current")
     kernel = find_kernel(cache)
     if kernel is None:
         raise KernelStoreError(
@@ -127,45 +128,63 @@ def _prepare(
     busybox: Package,
     progress: Callable[[str], None],
 ) -> None:
-    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=kernels) as scratch:
-        downloads, tree, result = (Path(scratch) / name for name in ("deb", "tree", "result"))
-        for directory in (downloads, tree, result):
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=kernels) as scratch:
+        downloads, tree = (Path(scratch) / name for name in ("deb", "tree"))
+        for directory in (downloads, tree):
             directory.mkdir()
         for package in (*packages, busybox):
             progress(f"fetching {package.name} {package.version}")
             unpack_package(package, downloads, tree)
         progress("unpacking the kernel and building the initramfs")
-        image = _single(tree, "boot/vmlinuz-*").read_bytes()
+        image = single(tree, "boot/vmlinuz-*").read_bytes()
         # usr/lib first: where /lib is a link (merged /usr), packages come in either spelling.
-        modules = _single(tree, "usr/lib/modules/*", "lib/modules/*")
+        modules = single(tree, "usr/lib/modules/*", "lib/modules/*")
         files = {
             "vmlinux": extract_vmlinux(image),
             "bzImage": image,
             "initramfs.cpio": build_initramfs(
-                modules, _single(tree, "usr/bin/busybox", "bin/busybox")
+                modules, single(tree, "usr/bin/busybox", "bin/busybox")
             ),
         }
-        for name, data in files.items():
-            _write(result / name, data)
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "version": packages[0].version,
-            "packages": {package.name: package.version for package in (*packages, busybox)},
-            "recipe": _recipe(),
-            "files": {
-                name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-                for name, data in files.items()
-            },
-        }
-        _write(result / _MANIFEST, json.dumps(manifest, indent=2, sort_keys=True).encode())
-        result.chmod(0o755)
-        result.rename(kernels / digest)
+        publish(kernels, Path(scratch), digest, files, [*packages, busybox], _recipe())
+
+
+def publish(
+    kernels: Path,
+    scratch: Path,
+    digest: str,
+    files: dict[str, bytes],
+    packages: list[Package],
+    recipe: str,
+) -> None:
+    """Put a whole kernel, of the first of these packages, into the cache; it is there or absent."""
+    result = scratch / "result"
+    result.mkdir()
+    for name, data in files.items():
+        _write(result / name, data)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "version": packages[0].version,
+        "packages": {package.name: package.version for package in packages},
+        "recipe": recipe,
+        "files": {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+            for name, data in files.items()
+        },
+    }
+    _write(result / _MANIFEST, json.dumps(manifest, indent=2, sort_keys=True).encode())
+    result.chmod(0o755)
+    result.rename(kernels / digest)
     _sync_directory(kernels)
 
 
 def _recipe() -> str:
     """Digest of everything in this program that shapes the result."""
-    parts = (str(FORMAT_VERSION).encode(), "\n".join(APPLETS + MODULES).encode(), init_script())
+    parts = (
+        str(FORMAT_VERSION).encode(),
+        "\n".join(APPLETS + MODULES + VSOCK_MODULES).encode(),
+        init_script(),
+    )
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
@@ -186,7 +205,8 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     return cast(dict[str, Any], manifest)
 
 
-def _single(tree: Path, *patterns: str) -> Path:
+def single(tree: Path, *patterns: str) -> Path:
+    """Return the one file that matches one of the patterns; raises KernelFormatError."""
     found = [path for pattern in patterns for path in sorted(tree.glob(pattern))]
     if len(found) != 1:
         raise KernelFormatError(f"the packages hold {len(found)} of {' or '.join(patterns)}")
@@ -200,10 +220,11 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _point_current_at(kernels: Path, digest: str) -> None:
-    temporary = kernels / f"{_TEMPORARY}current"
+def point_at(kernels: Path, digest: str, name: str) -> None:
+    """Let a name stand for a kernel from now on; the caller holds the lock."""
+    temporary = kernels / f"{TEMPORARY}{name}"
     temporary.symlink_to(digest)
-    temporary.rename(kernels / "current")
+    temporary.rename(kernels / name)
     _sync_directory(kernels)
 
 
@@ -215,9 +236,9 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _sweep(kernels: Path) -> None:
+def sweep(kernels: Path) -> None:
     """Remove what a killed run left behind; the caller holds the lock."""
-    for leftover in kernels.glob(f"{_TEMPORARY}*"):
+    for leftover in kernels.glob(f"{TEMPORARY}*"):
         if leftover.is_symlink():
             leftover.unlink()
         else:
@@ -225,7 +246,8 @@ def _sweep(kernels: Path) -> None:
 
 
 @contextmanager
-def _exclusive(kernels: Path) -> Iterator[None]:
+def exclusive(kernels: Path) -> Iterator[None]:
+    """Keep others from making kernels there during a block."""
     try:
         kernels.mkdir(parents=True, exist_ok=True)
         lock = (kernels / ".lock").open("w")

@@ -37,3 +37,10 @@ def test_missing_disk_ends_the_machine_with_a_reason(kernel: KernelFiles) -> Non
     console = boot(kernel, str(kernel.vmlinux), "")
     assert "arrakis-init: no /dev/vda" in console
     assert "PROBE" not in console
+
+
+def test_vsock_modules_are_loaded_where_they_are_asked_for(kernel: KernelFiles) -> None:
+    """With `arrakis.vsock=PORT` a guest has the address family that its agent then listens on."""
+    console = boot(kernel, str(kernel.vmlinux), "ignore_loglevel arrakis.vsock=5000")
+    assert "NET: Registered PF_VSOCK protocol family" in console
+    assert "cannot load" not in console

@@ -74,10 +74,10 @@ def test_changed_recipe_wants_another_kernel(cache: Path, monkeypatch: pytest.Mo
     """A kernel made by an older program is found and used, but set-up makes the next one."""
     kernel = find_kernel(cache)
     assert kernel is not None
-    assert store._find_up_to_date(cache) == kernel
+    assert store.find_current_kernel(cache) == kernel
     monkeypatch.setattr(store, "MODULES", (*store.MODULES, "another"))
     assert find_kernel(cache) == kernel
-    assert store._find_up_to_date(cache) is None
+    assert store.find_current_kernel(cache) is None
 
 
 def test_cut_off_file_is_named(cache: Path, kernel: KernelFiles) -> None:
@@ -99,7 +99,7 @@ def test_leftovers_of_a_killed_run_are_swept(cache: Path) -> None:
     leftover = cache / "kernels" / ".new-abandoned"
     leftover.mkdir()
     (leftover / "vmlinux").write_bytes(b"half")
-    store._sweep(cache / "kernels")
+    store.sweep(cache / "kernels")
     assert not leftover.exists()
 
 
