@@ -1,4 +1,4 @@
-"""Finding and opening the virtio-serial port that leads to the host."""
+"""Finding and opening what leads to the host: a virtio-serial port, or vsock."""
 
 from __future__ import annotations
 
@@ -11,9 +11,19 @@ from .port import PortLostError
 
 PORT_NAME = "org.arrakis.agent"
 
+_COMMAND_LINE = Path("/proc/cmdline")
+_VSOCK_ARGUMENT = "arrakis.vsock="
 _PORTS = Path("/sys/class/virtio-ports")
 _PATIENCE = 60.0
 _PAUSE = 0.05
+
+
+def vsock_port() -> int | None:
+    """Tell on which vsock port the host will connect; None if it does not say so."""
+    for argument in _COMMAND_LINE.read_text().split():
+        if argument.startswith(_VSOCK_ARGUMENT):
+            return int(argument.removeprefix(_VSOCK_ARGUMENT))
+    return None
 
 
 def open_port() -> int:

@@ -23,6 +23,9 @@ class Kernel(Protocol):
     def set_realtime(self, nanoseconds: int) -> None:
         """Set the wall clock."""
 
+    def advance_realtime(self, nanoseconds: int) -> None:
+        """Set the wall clock forward, or back."""
+
     def add_entropy(self, entropy: bytes) -> None:
         """Mix secret bytes into the random pool, and derive what it gives out anew."""
 
@@ -37,6 +40,10 @@ class LinuxKernel:
     def set_realtime(self, nanoseconds: int) -> None:
         """Set the wall clock."""
         time.clock_settime_ns(time.CLOCK_REALTIME, nanoseconds)
+
+    def advance_realtime(self, nanoseconds: int) -> None:
+        """Set the wall clock forward, or back."""
+        self.set_realtime(time.time_ns() + nanoseconds)
 
     def add_entropy(self, entropy: bytes) -> None:
         """Mix secret bytes into the random pool, and derive what it gives out anew.

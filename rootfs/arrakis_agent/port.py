@@ -163,8 +163,8 @@ class Port:
         while self._queue:
             data = self._queue[0]
             rest = self._write(data)
-            if self._lost:
-                return
+            if not self._queue:
+                return  # it failed, and all was dropped
             self._queued -= len(data) - len(rest)
             if rest:
                 self._queue[0] = rest

@@ -59,6 +59,7 @@ class Session:
         self._keep_token = keep_token
         self._connection = Connection(Role.CALLEE)
         self._greeted = False
+        self._token_is_new = False
         self._closed = False
         self._calls: dict[int, tuple[Call, asyncio.Task[None]]] = {}
 
@@ -71,19 +72,29 @@ class Session:
         for _, task in self._calls.values():
             task.cancel()
 
-    def receive(self, data: bytes) -> None:
-        """Take bytes from the host. A peer that breaks the rules ends the session."""
+    def receive(self, data: bytes) -> bytes:
+        """Take bytes from the host; give back what comes after a greeting, else nothing.
+
+        In that another token has to be looked for. A peer that breaks the rules ends the
+        session.
+        """
         if self._closed:
-            return
+            return b""
         try:
-            for event in self._connection.receive(data):
+            events = self._connection.receive(data)
+            for event in events:
                 self._handle(event)
+                if self._token_is_new:
+                    self._token_is_new = False
+                    events.close()
+                    return self._connection.take_rest()
         except ProtocolError as error:
             _log.warning("session dropped: %s", error)
             self.close()
         except Exception:  # noqa: BLE001 -- a defect costs the session, not the agent
             _log.exception("session dropped")
             self.close()
+        return b""
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, CallReceived):
@@ -135,7 +146,7 @@ class Session:
         except ArrakisError as error:
             self._fail(event.call_id, error)
         else:
-            self._greeted = True
+            self._greeted = self._token_is_new = True
             result = HelloResult(
                 PROTOCOL_VERSION, f"arrakis-agent {__version__}", platform.python_version()
             )

@@ -87,8 +87,11 @@ class Sessions:
         while data:
             if self._nonce is None:
                 ordinary, rest = self._scanner.feed(data)
-                if ordinary and self._session is not None:
-                    self._session.receive(ordinary)
+                after = self._session.receive(ordinary) if self._session and ordinary else b""
+                if after:
+                    # A host that got no answer has begun again with the token that it gave.
+                    data = data[len(ordinary) - len(after) :]
+                    continue
                 if rest is None:
                     return
                 self._close_session()

@@ -12,9 +12,12 @@ plain text, for `pathlib` costs.
 from __future__ import annotations
 
 import errno
+import json
+import logging
 import os
 import pwd
 import signal
+from collections.abc import Mapping
 
 from attrs import define
 
@@ -33,6 +36,8 @@ _ROOT = {
     "SHELL": "/bin/bash",
     "LANG": "C.UTF-8",
 }
+_log = logging.getLogger(__name__)
+
 # The interpreter ignores these; programs expect the default.
 _DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]
 
@@ -72,17 +77,21 @@ class OomScore:
 
 
 class Spawner:
-    """Starts programs. Relative paths are relative to ``work_dir``, which is made if missing."""
+    """Starts programs. Relative paths are relative to ``work_dir``, which is made if missing.
 
-    def __init__(self, work_dir: str) -> None:
+    ``environment`` is what the image adds to that of every program.
+    """
+
+    def __init__(self, work_dir: str, environment: Mapping[str, str]) -> None:
         self._work_dir = work_dir
+        self._environment = environment
         self._oom_score = OomScore()
 
     def prepare(self, spec: ExecSpec) -> Launch:
         """Find out what to start; raise `NotFoundError` for a missing program or user."""
         cwd = os.path.join(self._work_dir, spec.cwd) if spec.cwd else self._work_dir
         account = _find_account(spec.user) if spec.user else None
-        env = {**(_account_environment(account) if account else _ROOT)}
+        env = {**(_account_environment(account) if account else _ROOT), **self._environment}
         if spec.pty:
             env["TERM"] = spec.pty.term
         env.update(spec.env)
@@ -138,6 +147,19 @@ class Spawner:
             raise NotFoundError(f"working directory {cwd!r} is not a directory") from None
         except OSError as error:
             raise _refusal(f"cannot enter {cwd!r}", error) from None
+
+
+def read_environment(path: str) -> dict[str, str]:
+    """Give what the image's Dockerfile set with ENV; nothing where that cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123
+            found = json.load(file)
+        return {str(name): str(value) for name, value in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        _log.error("no environment from the image: %s: %s", path, error)
+        return {}
 
 
 def make_work_dir(path: str) -> None:

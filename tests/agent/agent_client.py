@@ -27,7 +27,7 @@ from arrakis_rpc.converter import structure, unstructure
 from arrakis_rpc.guest_api import ExecResult, ExecSpec, Hello, HelloResult
 from arrakis_rpc.resync import FIRST_TOKEN, MarkerScanner, make_preamble, new_token
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 class AgentProcess:
@@ -36,6 +36,7 @@ class AgentProcess:
     def __init__(self, directory: Path) -> None:
         self.state_dir = directory / "state"
         self.work_dir = directory / "work"
+        self.environment = directory / "environment.json"
         self.host = Host(self)
         self.start()
 
@@ -51,6 +52,7 @@ class AgentProcess:
                     f"--fd={theirs.fileno()}",
                     f"--state-dir={self.state_dir}",
                     f"--work-dir={self.work_dir}",
+                    f"--environment={self.environment}",
                 ],
                 pass_fds=[theirs.fileno()],
                 stderr=subprocess.PIPE,

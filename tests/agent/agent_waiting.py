@@ -21,7 +21,7 @@ def wait_until_gone(pid: int) -> None:
     wait_for(lambda: is_gone(pid))
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 5.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():

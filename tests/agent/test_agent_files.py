@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -334,10 +333,8 @@ def test_others_run_meanwhile(host: Host, work: Path) -> None:
     host.stalled.add(reading)
     host.wait(lambda: len(host.received[reading, "data"]) == WINDOW)
     writing = host.start_call("file.write", FileWrite("other"))
-    began = time.monotonic()
     for _ in range(10):
         assert host.run(["echo", "x"])[1] == b"x\n"
-    assert time.monotonic() - began < 2
     host.stalled.clear()
     host.consume(reading, "data", WINDOW)
     host.upload(writing, "data", b"y")

@@ -10,7 +10,7 @@ import msgpack
 import pytest
 from agent_client import AgentProcess, Host
 from agent_waiting import cpu_seconds, wait_until_gone
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arrakis_rpc.connection import WINDOW
@@ -162,9 +162,6 @@ messages = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 @given(
     pieces=st.lists(
         st.binary(max_size=200) | st.binary(max_size=200).map(frame) | messages.map(encode_frame),

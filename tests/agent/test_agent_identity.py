@@ -14,18 +14,10 @@ from arrakis_agent.identity import IdentityKeeper
 from arrakis_agent.network import Networks
 from arrakis_agent.poller import Poller, run
 from arrakis_agent.port import Output, Port
-from arrakis_agent.spawn import Spawner
-from arrakis_agent.tools import Tools
 from arrakis_rpc.connection import Connection, Role
-from arrakis_rpc.errors import GuestError, InvalidParamsError, NotFoundError
+from arrakis_rpc.errors import InvalidParamsError
 from arrakis_rpc.guest_api import Identity, Network, Nothing
 
-NETWORK = Network(
-    mac="52:54:00:AB:cd:01",
-    address="10.20.1.7/24",
-    gateway="10.20.1.1",
-    dns=["10.20.1.1", "2001:db8::1"],
-)
 IDENTITY = Identity(
     hostname="sibling-2",
     machine_id="0123456789abcdef" * 2,
@@ -47,6 +39,9 @@ class KernelOnPaper:
     def set_realtime(self, nanoseconds: int) -> None:
         self.done.append(("realtime", nanoseconds))
 
+    def advance_realtime(self, nanoseconds: int) -> None:
+        self.done.append(("advance", nanoseconds))
+
     def add_entropy(self, entropy: bytes) -> None:
         self.done.append(("entropy", entropy))
 
@@ -56,18 +51,12 @@ def make_call(poller: Poller) -> Call:
 
 
 class Machine:
-    """A scratch root, a kernel on paper, and an ``ip`` that answers as told."""
+    """A scratch root, and a kernel on paper."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.kernel = KernelOnPaper()
-        self.answer = (0, b"")
-        self.ran: list[tuple[tuple[str, ...], bytes]] = []
-        self.keeper = IdentityKeeper(root, self.kernel, Networks(root, self.run_tool))
-
-    async def run_tool(self, argv: Sequence[str], stdin: bytes) -> tuple[int, bytes]:
-        self.ran.append((tuple(argv), stdin))
-        return self.answer
+        self.keeper = IdentityKeeper(root, self.kernel, Networks(root))
 
     def apply(self, identity: Identity) -> None:
         async def main(poller: Poller) -> None:
@@ -94,6 +83,41 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
+def test_in_memory(machine: Machine, tmp_path: Path) -> None:
+    """The files become links to files in memory, with what they had, and are written there."""
+    (tmp_path / "etc/hosts").write_text("127.0.0.1 localhost\n10.1.1.1 mine\n")
+    machine.keeper.move_to_memory()
+    machine.keeper.move_to_memory()
+    machine.apply(IDENTITY)
+    memory = tmp_path / "run/arrakis/identity"
+    for path in ("etc/hosts", "etc/hostname", "etc/machine-id", "etc/ssh/ssh_host_ed25519_key"):
+        link = tmp_path / path
+        assert link.readlink() == memory / link.name
+    assert "10.1.1.1 mine" in (memory / "hosts").read_text()
+    assert (memory / "hostname").read_text().strip() == IDENTITY.hostname
+    assert (memory / "ssh_host_ed25519_key").stat().st_mode & 0o777 == 0o600
+
+
+def test_edited_meanwhile(machine: Machine, tmp_path: Path) -> None:
+    """A link that somebody replaced by a file of his own is written like any file."""
+    machine.keeper.move_to_memory()
+    (tmp_path / "etc/hosts").unlink()
+    (tmp_path / "etc/hosts").write_text("10.1.1.1 mine\n")
+    machine.apply(IDENTITY)
+    text = (tmp_path / "etc/hosts").read_text()
+    assert "10.1.1.1 mine" in text
+    assert IDENTITY.hostname in text
+
+
+def test_asleep(machine: Machine) -> None:
+    """A machine that slept has its clock set forward, or back where the host's was."""
+    machine.apply(evolve(IDENTITY, asleep=5_000_000_000))
+    machine.apply(evolve(IDENTITY, asleep=-7))
+    machine.apply(IDENTITY)
+    moved = [value for what, value in machine.kernel.done if what == "advance"]
+    assert moved == [5_000_000_000, -7]
+
+
 def test_files(machine: Machine) -> None:
     """Names, machine id and keys are replaced, with modes that keep the private private."""
     machine.apply(IDENTITY)
@@ -109,7 +133,6 @@ def test_files(machine: Machine) -> None:
     assert machine.mode("etc/ssh/ssh_host_ed25519_key.pub") == 0o644
     assert machine.mode("etc/machine-id") == 0o444
     assert not (machine.root / "run/machine-id").exists()
-    assert machine.ran == []
 
 
 def test_kernel(machine: Machine) -> None:
@@ -139,6 +162,20 @@ def test_other_machine_ids(machine: Machine) -> None:
     machine.apply(IDENTITY)
     assert (machine.root / "run/machine-id").read_text().strip() == IDENTITY.machine_id
     assert (machine.root / "var/lib/dbus/machine-id").is_symlink()
+
+
+def test_authorized_keys(machine: Machine) -> None:
+    """Keys that may log in are written where only root can, and do not stay for a sibling."""
+    keys = machine.root / "run/arrakis/ssh/elara"
+    machine.apply(IDENTITY)
+    assert not (machine.root / "run/arrakis").exists()
+    for text in (b"ssh-ed25519 AAAA a\nssh-ed25519 BBBB b\n", b"ssh-ed25519 CCCC c\n"):
+        machine.apply(evolve(IDENTITY, ssh_authorized_keys=text))
+        assert keys.read_bytes() == text
+    assert machine.mode("run/arrakis/ssh/elara") == 0o644
+    assert {machine.mode("run/arrakis"), machine.mode("run/arrakis/ssh")} == {0o755}
+    machine.apply(IDENTITY)
+    assert not keys.exists()
 
 
 def test_bare_root(tmp_path: Path) -> None:
@@ -178,93 +215,11 @@ def test_what_is_no_identity(machine: Machine, identity: Identity, field: str) -
     assert machine.kernel.done == []
 
 
-def add_interfaces(root: Path) -> None:
-    for name, address in (("lo", "00:00:00:00:00:00"), ("enp0s3", NETWORK.mac.lower())):
-        (root / "sys/class/net" / name).mkdir(parents=True)
-        (root / "sys/class/net" / name / "address").write_text(address + "\n")
-
-
 def test_network(machine: Machine) -> None:
-    """The interface is found by its address, and configured by one run of ip."""
-    add_interfaces(machine.root)
-    resolver = machine.root / "etc/resolv.conf"
-    resolver.symlink_to("../run/stub-resolv.conf")
-    machine.apply(evolve(IDENTITY, network=NETWORK))
-    ((argv, batch),) = machine.ran
-    assert argv == ("ip", "-batch", "-")
-    assert batch.decode().splitlines() == [
-        "address flush dev enp0s3 scope global",
-        "address replace 10.20.1.7/24 dev enp0s3",
-        "link set dev enp0s3 up",
-        "route replace default via 10.20.1.1 dev enp0s3",
-    ]
-    assert not resolver.is_symlink()
-    assert resolver.read_text() == "nameserver 10.20.1.1\nnameserver 2001:db8::1\n"
-
-
-def test_network_without_more(machine: Machine) -> None:
-    """Without gateway and name servers there is no route, and the resolver is left alone."""
-    add_interfaces(machine.root)
-    machine.apply(evolve(IDENTITY, network=evolve(NETWORK, gateway=None, dns=[])))
-    assert b"route" not in machine.ran[0][1]
-    assert not (machine.root / "etc/resolv.conf").exists()
-
-
-@pytest.mark.parametrize(
-    ("network", "error", "message"),
-    [
-        (evolve(NETWORK, mac="52:54:00:00:00:99"), NotFoundError, "52:54:00:00:00:99"),
-        (evolve(NETWORK, address="10.20.1.300/24"), InvalidParamsError, "10.20.1.300"),
-        (evolve(NETWORK, gateway="x\nlink delete"), InvalidParamsError, "network: 'x"),
-        (evolve(NETWORK, dns=["x\ny"]), InvalidParamsError, "network: 'x"),
-    ],
-)
-def test_network_that_cannot_be(
-    machine: Machine, network: Network, error: type[Exception], message: str
-) -> None:
-    """Addresses that are none, and an interface that is not there, are refused."""
-    add_interfaces(machine.root)
-    with pytest.raises(error, match=message):
-        machine.apply(evolve(IDENTITY, network=network))
-    assert machine.ran == []
-
-
-def test_ip_fails(machine: Machine) -> None:
-    """If ip cannot do it, its own words are the error."""
-    add_interfaces(machine.root)
-    machine.answer = (1, b"Error: Nexthop has invalid gateway.\n")
-    with pytest.raises(GuestError, match="enp0s3: Error: Nexthop has invalid gateway"):
-        machine.apply(evolve(IDENTITY, network=NETWORK))
-
-
-def test_real_ip_takes_the_batch(machine: Machine, tmp_path: Path) -> None:
-    """The real ip understands what it is given, in a network name space of its own."""
-    script = tmp_path / "ip"
-    script.write_text(
-        "#!/bin/sh\nexec unshare --net sh -c"
-        " '/sbin/ip link add enp0s3 type veth && cat > $0.in && /sbin/ip -batch $0.in"
-        " && /sbin/ip -o addr show dev enp0s3 && /sbin/ip route' $0\n"
-    )
-    script.chmod(0o755)
-    add_interfaces(machine.root)
-    outputs = []
-
-    async def configure(poller: Poller) -> None:
-        tools = Tools(Spawner(str(tmp_path)), poller)
-
-        async def run_tool(argv: Sequence[str], stdin: bytes) -> tuple[int, bytes]:
-            assert argv[0] == "ip"
-            result = await tools.run([str(script), *argv[1:]], stdin)
-            outputs.append(result)
-            return result
-
-        await Networks(machine.root, run_tool).configure(NETWORK)
-
-    run(configure)
-    ((status, output),) = outputs
-    assert status == 0
-    assert b"inet 10.20.1.7/24" in output
-    assert b"default via 10.20.1.1 dev enp0s3" in output
+    """The network comes last, so that the machine is another one before it can be reached."""
+    with pytest.raises(InvalidParamsError, match="nowhere"):
+        machine.apply(evolve(IDENTITY, network=Network(mac="52:54:00:00:00:01", address="nowhere")))
+    assert (machine.root / "etc/ssh/ssh_host_ed25519_key").read_bytes() == IDENTITY.ssh_host_key
 
 
 @pytest.mark.parametrize(
