@@ -3,6 +3,7 @@
 from arrakis_rootfs.base_image import BASE, ensure_base
 from arrakis_rootfs.buildah import ImageBuildProgress
 from arrakis_rootfs.builder import build_image
+from arrakis_rootfs.desktop_image import DESKTOP, ensure_desktop
 from arrakis_rootfs.errors import (
     CommandError,
     ImageBuildError,
@@ -19,6 +20,7 @@ from arrakis_rootfs.store import ImageStore
 
 __all__ = [
     "BASE",
+    "DESKTOP",
     "CommandError",
     "Image",
     "ImageBuildError",
@@ -34,4 +36,5 @@ __all__ = [
     "ToolMissingError",
     "build_image",
     "ensure_base",
+    "ensure_desktop",
 ]

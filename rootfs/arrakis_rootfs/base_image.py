@@ -29,14 +29,14 @@ async def ensure_base(
     `distribution` is one of `DISTRIBUTIONS`, by default the host's own family. Nothing but files
     is read when there is nothing to do. Raises ImageError.
     """
+    if image := await find_base(store, distribution):
+        return image
     distribution = distribution or default_distribution()
     inputs = await trio.to_thread.run_sync(_hash_inputs, distribution)
-    if image := _current(store, inputs):
-        return image
     tracker = StepTracker(progress)
     async with open_buildah(cache, tracker.tell) as buildah:
         # The build that we waited for may have been this very one.
-        if image := _current(store, inputs):
+        if image := current(store, BASE, inputs):
             return image
         reference = await provide_distribution(buildah, distribution, tracker)
         context = buildah.scratch / "context"
@@ -55,9 +55,16 @@ async def ensure_base(
         )
 
 
-def _current(store: ImageStore, inputs: str) -> Image | None:
+async def find_base(store: ImageStore, distribution: str | None = None) -> Image | None:
+    """Return the base image if it is made of what its inputs are now. Needs no rights."""
+    inputs = await trio.to_thread.run_sync(_hash_inputs, distribution or default_distribution())
+    return current(store, BASE, inputs)
+
+
+def current(store: ImageStore, name: str, inputs: str) -> Image | None:
+    """Return the image of a name if it was made of certain inputs."""
     try:
-        image = store.resolve(BASE)
+        image = store.resolve(name)
     except ImageNotFoundError:
         return None
     return image if image.details.inputs == inputs else None

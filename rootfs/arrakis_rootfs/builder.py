@@ -16,13 +16,14 @@ from arrakis_rootfs.buildah import (
 )
 from arrakis_rootfs.commands import require_tools, run_command
 from arrakis_rootfs.dockerfile import NeededImages, find_needed_images
-from arrakis_rootfs.errors import ImageError
+from arrakis_rootfs.errors import ImageContentError, ImageError
 from arrakis_rootfs.image import Image, ImageDetails, Kind, check_name, is_name
 from arrakis_rootfs.store import ROOTFS, ImageStore
-from arrakis_rootfs.tree import inspect_tree, pack_tree
+from arrakis_rootfs.tree import inspect_tree, pack_tree, write_environment
 
 __all__ = ["ImageBuildProgress", "Progress", "build_image", "build_in"]
 
+_MEMORY_LABEL = "arrakis.memory"
 _UMOUNT_SECONDS = 10.0
 
 
@@ -90,6 +91,8 @@ async def build_in(
     parent = parents.get(needed.parent or "")
     async with store.workspace() as workspace, buildah.mounted(built) as (_, tree):
         facts = await inspect_tree(tree)
+        environment = await _environment(buildah, built)
+        await write_environment(tree, environment)
         tracker.tell("packing the file system")
         await pack_tree(tree, workspace / ROOTFS)
         details = ImageDetails(
@@ -100,7 +103,8 @@ async def build_in(
             parent_digest=parent.digest if parent else None,
             dockerfile_digest=hashlib.sha256(recipe).hexdigest(),
             inputs=inputs,
-            environment=await _environment(buildah, built),
+            environment=environment,
+            memory_mib=await _memory(buildah, built),
         )
         tracker.tell("publishing the image")
         image = await store.publish(workspace, name=name, details=details)
@@ -136,22 +140,27 @@ async def _forget(buildah: Buildah, image: Image) -> None:
 async def _import(buildah: Buildah, image: Image) -> None:
     """Give buildah an image that only the store has any more.
 
-    Through a mount, because fsck.erofs 1.5 loses set-user-ID bits when it extracts.
+    Through a mount, because fsck.erofs 1.5 loses set-user-ID bits when it extracts. Without the
+    devices, which a service may not be allowed to make, and the guest's kernel makes anyway.
     """
     require_tools("mount", "umount")
-    mountpoint = buildah.scratch / "image"
+    mountpoint, left_out = buildah.scratch / "image", buildah.scratch / "left-out"
     mountpoint.mkdir()
+    left_out.write_text("dev/*\n")
+    without_devices = (f"--contextdir={mountpoint}", f"--ignorefile={left_out}")
     async with buildah.mounted("scratch") as (container, _):
         try:
             await run_command(
                 ["mount", "-t", "erofs", "-o", "loop,ro", str(image.path), str(mountpoint)]
             )
-            await buildah.run("add", "--quiet", container, str(mountpoint), "/")
+            await buildah.run("add", "--quiet", *without_devices, container, str(mountpoint), "/")
         finally:
             with trio.move_on_after(_UMOUNT_SECONDS, shield=True):
                 await run_command(["umount", "--lazy", str(mountpoint)])
         for key, value in image.details.environment.items():
             await buildah.run("config", f"--env={key}={value}", container)
+        if memory := image.details.memory_mib:
+            await buildah.run("config", f"--label={_MEMORY_LABEL}={memory}", container)
         await buildah.run("commit", "--quiet", container, _reference(image))
 
 
@@ -159,6 +168,14 @@ async def _environment(buildah: Buildah, built: str) -> dict[str, str]:
     template = "{{range .OCIv1.Config.Env}}{{println .}}{{end}}"
     lines = await buildah.run("inspect", "--type=image", f"--format={template}", built)
     return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+async def _memory(buildah: Buildah, built: str) -> int | None:
+    template = f'{{{{index .OCIv1.Config.Labels "{_MEMORY_LABEL}"}}}}'
+    text = "".join(await buildah.run("inspect", "--type=image", f"--format={template}", built))
+    if text and not (text.isascii() and text.isdigit() and int(text)):
+        raise ImageContentError(f"LABEL {_MEMORY_LABEL} is {text!r}, and not a number of MiB")
+    return int(text) if text else None
 
 
 def _reference(image: Image) -> str:

@@ -6,6 +6,7 @@ import subprocess
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import count
 from signal import SIGKILL, SIGTERM, Signals
 
 import trio
@@ -69,22 +70,23 @@ async def run_command(
         process_group=0,
         env={**os.environ, "LC_ALL": "C", **(environment or {})},
     )
-    output: deque[str] = deque(maxlen=_KEPT_LINES)
-    tail: deque[str] = deque(maxlen=_LAST_LINES)
+    # Each with the place at which it came. Kept apart: what one output has much of must not
+    # push out the one line of the other that says what is wrong.
+    places = count()
+    output: deque[tuple[int, str]] = deque(maxlen=_KEPT_LINES)
+    errors: deque[tuple[int, str]] = deque(maxlen=_LAST_LINES)
 
-    async def collect(stream: trio.abc.ReceiveStream | None, kept: deque[str] | None) -> None:
+    async def collect(stream: trio.abc.ReceiveStream | None, kept: deque[tuple[int, str]]) -> None:
         assert stream is not None
         async for line in _lines(stream):
-            tail.append(line)
-            if kept is not None:
-                kept.append(line)
+            kept.append((next(places), line))
             if on_line is not None:
                 on_line(line)
 
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(collect, process.stdout, output)
-            nursery.start_soon(collect, process.stderr, None)
+            nursery.start_soon(collect, process.stderr, errors)
         await process.wait()
     except BaseException:
         with trio.move_on_after(_TERM_SECONDS + _KILL_SECONDS, shield=True):
@@ -95,8 +97,9 @@ async def run_command(
             if stream is not None:
                 await trio.aclose_forcefully(stream)
     if process.returncode:
-        raise _failure(process.returncode, command, tail)
-    return list(output)
+        last = sorted([*list(output)[-_LAST_LINES:], *errors])
+        raise _failure(process.returncode, command, [line for _, line in last])
+    return [line for _, line in output]
 
 
 async def _end_group(process: trio.Process) -> None:

@@ -52,7 +52,7 @@ class CommandError(ImageError):
         self.command = shlex.join(command)
         """A line that can be pasted into a shell."""
         self.output = tuple(output)
-        """The last lines that the program wrote."""
+        """The last lines that the program wrote to each of its outputs, as they came."""
         super().__init__("\n".join([reason, *self.output, f"the command was: {self.command}"]))
 
 

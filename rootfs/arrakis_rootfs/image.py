@@ -58,9 +58,11 @@ class ImageDetails:
     """Digest of the parent, None when it is no image of the store."""
     dockerfile_digest: str
     inputs: str | None = None
-    """Digest of everything a base image was made of: another one is another base."""
+    """Digest of everything a stock image was made of: another one is another image."""
     environment: dict[str, str] = field(factory=dict)
     """What the Dockerfile's ENV lines set."""
+    memory_mib: int | None = None
+    """What a machine needs at least, by the Dockerfile's `LABEL arrakis.memory`."""
 
 
 @frozen(kw_only=True)

@@ -2,6 +2,7 @@
 
     <root>/<digest>/{rootfs.erofs,manifest.json}     an image, named by the digest of its bytes
     <root>/names/<name>                              JSON: the digest that a name means
+    <root>/users/<id>                                JSON: who needs which images without names
     <root>/.new-*                                    one that somebody is making
 
 The first root is this store's own. Further ones are shared and only read: what `scripts/setup`
@@ -9,7 +10,9 @@ builds once for the machine, each daemon finds there. An image is complete or ab
 is written and synced in a temporary directory and renamed into place; the name comes last.
 """
 
+import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -27,6 +30,7 @@ from arrakis_rootfs.image import (
     FORMAT_VERSION,
     Image,
     ImageDetails,
+    Kind,
     Manifest,
     check_name,
     is_digest,
@@ -39,8 +43,17 @@ ROOTFS = "rootfs.erofs"
 
 _MANIFEST = "manifest.json"
 _NAMES = "names"
+_USERS = "users"
 _TEMPORARY = ".new-"
 _CLEANUP_SECONDS = 30.0
+
+
+@frozen
+class _User:
+    """The content of a file under `users`."""
+
+    directory: str
+    digests: list[str]
 
 
 @frozen
@@ -150,9 +163,49 @@ class ImageStore:
         """
         return await trio.to_thread.run_sync(self._collect, frozenset(in_use))
 
+    def keep(self, user: Path, digests: Collection[str]) -> None:
+        """Say which images a user needs, in all directories that may be shared; blocks.
+
+        The user is named by a directory of its own, for as long as which exists `prune` spares
+        them. It replaces what the same user has said before. A directory that this process may
+        not write into, nobody prunes but who may.
+        """
+        for root in self._roots:
+            with suppress(PermissionError):
+                (root / _USERS).mkdir(parents=True, exist_ok=True)
+                name = hashlib.sha256(os.fsencode(user.absolute())).hexdigest()[:20]
+                content = _User(os.fspath(user.absolute()), sorted(digests))
+                temporary = root / _USERS / f"{_TEMPORARY}{name}"
+                write_json(temporary, unstructure(content))
+                temporary.rename(root / _USERS / name)
+
+    async def prune(
+        self, *, dry_run: bool = False, kind: Kind | None = None, older_than: float = 0.0
+    ) -> tuple[Image, ...]:
+        """Remove images that have no name and no user, from all directories that can be written.
+
+        With `kind` only those of a kind, with `older_than` only those made so many seconds ago.
+        Returns what was removed, or with `dry_run` what would be.
+        """
+        return await trio.to_thread.run_sync(self._prune, dry_run, kind, older_than)
+
     async def sweep(self) -> None:
         """Remove what killed processes left half made, sparing what living ones are making."""
-        await trio.to_thread.run_sync(self._sweep)
+        await trio.to_thread.run_sync(self.remove_abandoned)
+
+    def abandoned(self) -> tuple[Path, ...]:
+        """Return what killed processes left half made; blocks for a moment."""
+        return tuple(path for path in self._root.glob(f"{_TEMPORARY}*") if _is_abandoned(path))
+
+    def remove_abandoned(self) -> None:
+        """Remove what killed processes left half made; blocks, and keeps makers waiting."""
+        if not self._root.is_dir():
+            return
+        with self._exclusive() as names:
+            for leftover in names.glob(f"{_TEMPORARY}*"):
+                leftover.unlink()
+            for leftover in self.abandoned():
+                shutil.rmtree(leftover)
 
     def _names(self, root: Path) -> tuple[Path, ...]:
         try:
@@ -218,36 +271,69 @@ class ImageStore:
             temporary.rename(names / name)
             sync(names)
 
-    def _collect(self, in_use: frozenset[str]) -> tuple[str, ...]:
-        removed = []
-        with self._exclusive():
-            named = {_read_name(path) for path in self._names(self._root)}
-            for directory in sorted(self._root.iterdir()):
-                if is_digest(directory.name) and directory.name not in named | in_use:
-                    # Renamed first: an image that is half removed must not be found.
-                    doomed = directory.rename(self._root / f"{_TEMPORARY}{directory.name}")
-                    shutil.rmtree(doomed)
-                    removed.append(directory.name)
-        return tuple(removed)
+    def _prune(self, dry_run: bool, kind: Kind | None, older_than: float) -> tuple[Image, ...]:
+        pruned = []
+        for root in self._roots:
+            if not root.is_dir() or not os.access(root, os.W_OK):
+                continue
+            with self._exclusive(root):
+                for digest in self._superfluous(root, _needed(root / _USERS)):
+                    with suppress(ImageDamagedError):  # it cannot be told what that was
+                        image = ImageStore(root)._load(digest, name=None)
+                        wanted = kind is None or image.details.kind == kind
+                        if wanted and image.created <= time.time() - older_than:
+                            pruned.append(image)
+                            if not dry_run:
+                                _remove(root / digest)
+        return tuple(pruned)
 
-    def _sweep(self) -> None:
-        if not self._root.is_dir():
-            return
-        with self._exclusive() as names:
-            for leftover in names.glob(f"{_TEMPORARY}*"):
-                leftover.unlink()
-            for leftover in self._root.glob(f"{_TEMPORARY}*"):
-                with try_lock(leftover) as abandoned:
-                    if abandoned:
-                        shutil.rmtree(leftover)
+    def _superfluous(self, root: Path, needed: Collection[str]) -> tuple[str, ...]:
+        """Digests of the images in a directory that have no name, and are not needed."""
+        named = {_read_name(path) for root in self._roots for path in self._names(root)}
+        names = sorted(path.name for path in root.iterdir() if is_digest(path.name))
+        return tuple(digest for digest in names if digest not in named and digest not in needed)
+
+    def _collect(self, in_use: frozenset[str]) -> tuple[str, ...]:
+        with self._exclusive():
+            removed = self._superfluous(self._root, in_use)
+            for digest in removed:
+                _remove(self._root / digest)
+        return removed
 
     @contextmanager
-    def _exclusive(self) -> Iterator[Path]:
-        """Hold the store's lock, for the short changes that must not meet another process's."""
-        names = self._root / _NAMES
+    def _exclusive(self, root: Path | None = None) -> Iterator[Path]:
+        """Hold a directory's lock, for the short changes that must not meet another process's."""
+        names = (root or self._root) / _NAMES
         names.mkdir(exist_ok=True)
         with lock(names):
             yield names
+
+
+def _is_abandoned(directory: Path) -> bool:
+    with try_lock(directory) as is_nobodys:
+        return is_nobodys
+
+
+def _remove(directory: Path) -> None:
+    # Renamed first: an image that is half removed must not be found.
+    shutil.rmtree(directory.rename(directory.with_name(f"{_TEMPORARY}{directory.name}")))
+
+
+def _needed(users: Path) -> set[str]:
+    """Return the digests that living users need; those that have gone are forgotten."""
+    needed: set[str] = set()
+    for path in users.iterdir() if users.is_dir() else ():
+        if path.name.startswith(_TEMPORARY):
+            continue
+        try:
+            user = structure(json.loads(path.read_bytes()), _User, path)
+        except ValueError as error:
+            raise ImageDamagedError(f"{path} is damaged: {error}") from error
+        if Path(user.directory).is_dir():
+            needed.update(user.digests)
+        else:
+            path.unlink()
+    return needed
 
 
 def _read_name(path: Path) -> str:

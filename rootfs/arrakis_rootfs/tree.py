@@ -1,18 +1,23 @@
 """A built tree: what it says about itself, and packing it into the file system guests share."""
 
+import errno
+import os
 import re
 import shutil
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 
 import trio
 from attrs import frozen
 
 from arrakis_rootfs.commands import run_command
 from arrakis_rootfs.errors import CommandError, ImageContentError, ImageSpaceError
-from arrakis_rootfs.files import resolve_in
+from arrakis_rootfs.files import resolve_in, write_json
 from arrakis_rootfs.payload import AGENT
 
 AGENT_PATH = f"/usr/lib/arrakis/{AGENT}"
+ENVIRONMENT_PATH = "/usr/lib/arrakis/environment.json"
+"""Where the agent finds what a Dockerfile's ENV lines set."""
 
 # Times are kept: Python takes a compiled module only for the source file of exactly the time
 # noted in it, so one fixed time for all files would have every guest compile every import anew.
@@ -38,6 +43,33 @@ class TreeFacts:
 async def inspect_tree(tree: Path) -> TreeFacts:
     """Return what a tree is, or raise ImageContentError when no machine could run on it."""
     return await trio.to_thread.run_sync(_inspect, tree)
+
+
+async def write_environment(tree: Path, environment: Mapping[str, str]) -> None:
+    """Leave in a tree what the agent gives to every command; raises ImageContentError.
+
+    In the tree, and not beside it, so that images which differ in nothing else are two images,
+    and that whatever is made from a machine has it too.
+    """
+    await trio.to_thread.run_sync(_write_environment, tree, environment)
+
+
+def _write_environment(tree: Path, environment: Mapping[str, str]) -> None:
+    try:
+        directory = resolve_in(tree, str(PurePosixPath(ENVIRONMENT_PATH).parent))
+        place = directory / PurePosixPath(ENVIRONMENT_PATH).name
+        before = directory.stat()
+        place.unlink(missing_ok=True)  # a Dockerfile may have put a link there
+        write_json(place, dict(environment))
+        place.chmod(0o644)
+        # One time for all builds: the same content is to be the same image.
+        os.utime(place, (0, 0))
+        os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ImageSpaceError(f"the disk is full: {error}") from error
+        message = f"{ENVIRONMENT_PATH} cannot be written: {error.strerror}"
+        raise ImageContentError(message) from error
 
 
 async def pack_tree(tree: Path, target: Path) -> None:

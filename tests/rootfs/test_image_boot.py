@@ -34,6 +34,7 @@ systemctl is-active arrakis-agent.service ssh.socket | tell active
 $list list-timers | tell timers
 $list list-units --type=service --state=running | cut -d' ' -f1 | tell services
 cat /etc/machine-id | tell machine-id
+[ -e /all ] || { systemctl reboot; exit; }
 ls /etc/ssh | grep ssh_host | tell host-keys
 cut -d' ' -f1-4 /proc/self/mounts | grep -E ' / |/dev/vd|erofs|ext4' | tell mounts
 stat -c '%U %a' / /tmp /home/elara | tell owners
@@ -44,6 +45,11 @@ install -o elara -m 700 -d /home/elara/.ssh
 install -o elara -m 600 /tmp/key.pub /home/elara/.ssh/authorized_keys
 options="-i /tmp/key -o StrictHostKeyChecking=accept-new -o BatchMode=yes"
 ssh $options elara@127.0.0.1 'id -un; echo $LANG' | tell ssh
+rm -r /home/elara/.ssh
+ssh $options elara@127.0.0.1 id 2>&1 | tell ssh-refused
+(umask 022; mkdir -p /run/arrakis/ssh; cat /tmp/key.pub > /run/arrakis/ssh/elara)
+ssh $options elara@127.0.0.1 id -un | tell ssh-given
+ssh $options root@127.0.0.1 id -un 2>&1 | tell ssh-root
 python3 -I -S -c '
 import importlib.util, os, struct, sys
 sys.path.insert(0, "/usr/lib/arrakis")
@@ -61,17 +67,19 @@ systemctl reboot
 
 @pytest.fixture(scope="module")
 def boots(base: Image, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """What two machines started from the base image say about themselves."""
-    return [boot(base, tmp_path_factory.mktemp("machine")) for _ in range(2)]
+    """What two machines started from the base image say about themselves, the first one all."""
+    return [boot(base, tmp_path_factory.mktemp("machine"), tells_all=one) for one in (True, False)]
 
 
-def boot(base: Image, directory: Path) -> dict[str, str]:
+def boot(base: Image, directory: Path, *, tells_all: bool) -> dict[str, str]:
     upper = directory / "disk" / "upper"
     units = upper / "etc/systemd/system"
     (units / "multi-user.target.wants").mkdir(parents=True)
     (units / "probe.service").write_text(SERVICE)
     (units / "multi-user.target.wants/probe.service").symlink_to("../probe.service")
     (upper / "probe").write_text(PROBE)
+    if tells_all:
+        (upper / "all").touch()
     upper.chmod(0o755)
     (directory / "disk" / "work").mkdir()
     disk = directory / "disk.ext4"
@@ -106,7 +114,7 @@ def boot(base: Image, directory: Path) -> dict[str, str]:
         name: value.replace("|", "\n").strip()
         for name, value in re.findall(r"^@([\w-]+)\t(.*?)\r?$", console, re.MULTILINE)
     }
-    assert "stale" in told, console
+    assert ("stale" if tells_all else "machine-id") in told, console
     return told | {"wall": str(time.monotonic() - started)}
 
 
@@ -153,6 +161,13 @@ def test_user_has_sudo_and_a_home(boots: list[dict[str, str]]) -> None:
 def test_ssh_takes_the_host_key_of_the_moment(boots: list[dict[str, str]]) -> None:
     """A host key written after the start is in force at once, and elara logs in with a key."""
     assert boots[0]["ssh"].splitlines() == ["elara", "C.UTF-8"]
+
+
+def test_ssh_takes_the_keys_that_the_agent_writes(boots: list[dict[str, str]]) -> None:
+    """Keys that come with the identity let somebody in as elara, and as nobody else."""
+    assert "Permission denied" in boots[0]["ssh-refused"]
+    assert boots[0]["ssh-given"] == "elara"
+    assert "Permission denied" in boots[0]["ssh-root"]
 
 
 def test_python_modules_stay_compiled(boots: list[dict[str, str]]) -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,33 @@ async def test_image_descends_from_an_image_of_the_store(build: Builder) -> None
     assert any(line.startswith("Size: 6 ") for line in lines), lines
 
 
+async def test_environment_is_in_the_image(build: Builder, tmp_path: Path) -> None:
+    """An image tells its agent what ENV set in its Dockerfile, and in those it descends from."""
+    one, other = await build("tiny"), await build("tiny2", "FROM tiny\nENV GREETING=bye MORE=1")
+    assert one.digest != other.digest  # though nothing else differs
+    for image, expected in ((one, "hello"), (other, "bye")):
+        target = tmp_path / image.digest
+        await run_command(["fsck.erofs", f"--extract={target}", str(image.path)])
+        told = json.loads((target / "usr/lib/arrakis/environment.json").read_text())
+        assert told == image.details.environment
+        assert told["GREETING"] == expected
+
+
+async def test_link_in_place_of_the_environment(build: Builder, tmp_path: Path) -> None:
+    """A Dockerfile cannot have a file of the host written through a link, nor a build succeed
+    whose image would have none."""
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host/environment.json").write_text("of the host")
+    lib = build.context / "tree/usr/lib/arrakis"
+    (lib / "environment.json").symlink_to(tmp_path / "host/environment.json")
+    await build("tiny")
+    (lib / "environment.json").unlink()
+    (lib / "environment.json").mkdir()
+    with pytest.raises(ImageContentError, match=r"environment\.json"):
+        await build("tiny")
+    assert (tmp_path / "host/environment.json").read_text() == "of the host"
+
+
 async def test_parent_is_unpacked_again_when_buildah_lost_it(build: Builder) -> None:
     """An image that only the store still holds is imported with set-user-ID bits and ENV."""
     parent = await build("tiny")
@@ -84,6 +112,25 @@ async def test_build_arguments_reach_the_dockerfile(build: Builder) -> None:
     await build("tiny")
     image = await build("child", "ARG BASE=nothing\nFROM $BASE\n", BASE="tiny")
     assert image.details.parent == "tiny"
+
+
+async def test_an_image_says_how_much_memory_it_needs(build: Builder) -> None:
+    """A label of the Dockerfile's is in the manifest, and in those of what descends from it, also
+    when buildah lost the parent."""
+    parent = await build("tiny", f"{TINY}\nLABEL arrakis.memory=1536")
+    async with idle_buildah() as buildah:
+        await buildah.run("rmi", f"localhost/arrakis:{parent.digest}")
+    child = await build("child", 'FROM tiny\nRUN ["/bin/echo", "more"]')
+    plain = await build("plain")
+    found = [image.details.memory_mib for image in (parent, child, plain)]
+    assert found == [1536, 1536, None]
+
+
+@pytest.mark.parametrize("text", ["1G", "-1", "0", "\u0662"])
+async def test_memory_that_is_no_number_is_refused(build: Builder, text: str) -> None:
+    """A label that is not a number of MiB fails the build, and is shown."""
+    with pytest.raises(ImageContentError, match=text):
+        await build("tiny", f"{TINY}\nLABEL arrakis.memory={text}")
 
 
 async def test_failing_step_is_named_and_nothing_stays(

@@ -40,8 +40,20 @@ async def test_failure_can_be_repeated_by_hand() -> None:
         await run_command(shell("seq 100; echo 'it broke' >&2; exit 7"))
     assert raised.value.reason == "exit status 7"
     assert raised.value.command == "sh -c 'seq 100; echo '\"'\"'it broke'\"'\"' >&2; exit 7'"
-    assert len(raised.value.output) == 20
+    assert [line for line in raised.value.output if line != "it broke"] == [
+        str(number) for number in range(81, 101)
+    ]
     assert "it broke" in raised.value.output
+
+
+async def test_noise_does_not_hide_the_reason() -> None:
+    """What a program says on one output is in the error, however much it says on the other."""
+    for noise, reason in (("1", "2"), ("2", "1")):
+        script = f"echo 'it broke' >&{reason}; sleep 0.5; seq 1000 >&{noise}; exit 7"
+        with pytest.raises(CommandError) as raised:
+            await run_command(shell(script))
+        assert raised.value.output[0] == "it broke"
+        assert raised.value.output[-1] == "1000"
 
 
 async def test_signal_is_named() -> None:

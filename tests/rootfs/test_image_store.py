@@ -3,6 +3,7 @@ import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 from image_helpers import DETAILS
@@ -99,6 +100,53 @@ async def test_deleted_name_spares_images_in_use(store: ImageStore) -> None:
     assert store.resolve(used.digest).path.exists()
     assert not unused.path.parent.exists()
     assert store.list() == (named,)
+
+
+async def test_prune_spares_names_and_users(tmp_path: Path) -> None:
+    """Of own and shared images those go that have neither a name nor a user that is still there."""
+    shared = ImageStore(tmp_path / "shared")
+    own = ImageStore(tmp_path / "own", tmp_path / "shared")
+    images = {}
+    for store in (own, shared):
+        for text in ("needed", "of the dead", "unused", "named"):
+            images[store, text] = await publish(store, "one", f"{text} {id(store)}".encode())
+    for name in ("mine", "theirs", "dead"):
+        (tmp_path / name).mkdir()
+    needed = [images[own, "needed"].digest, images[shared, "needed"].digest]
+    own.keep(tmp_path / "mine", [images[own, "of the dead"].digest])
+    own.keep(tmp_path / "mine", needed[:1])
+    own.keep(tmp_path / "theirs", needed[1:])
+    own.keep(tmp_path / "dead", [images[store, "of the dead"].digest for store in (own, shared)])
+    (tmp_path / "dead").rmdir()
+    doomed = {images[s, text].digest for s in (own, shared) for text in ("of the dead", "unused")}
+    assert {image.digest for image in await own.prune(dry_run=True)} == doomed
+    assert await own.prune(older_than=60) == ()
+    assert await own.prune(kind="base") == ()
+    assert all(image.path.exists() for image in images.values())
+    assert {image.digest for image in await own.prune()} == doomed
+    assert await own.prune() == ()
+    for (_, text), image in images.items():
+        assert image.path.exists() == (text in ("needed", "named"))
+
+
+async def test_prune_when_a_user_cannot_be_read(store: ImageStore, tmp_path: Path) -> None:
+    """Nothing is removed while nobody can tell what is needed; the message names the file."""
+    unused, _ = await publish(store, "one", b"1"), await publish(store, "one", b"2")
+    store.keep(tmp_path, [])
+    (user,) = (tmp_path / "images" / "users").iterdir()
+    for content in ("{", "{}", '{"directory": "/", "digests": 3}'):
+        user.write_text(content)
+        with pytest.raises(ImageDamagedError, match=user.name):
+            await store.prune()
+    assert unused.path.exists()
+    store.keep(tmp_path, [])
+    (user.parent / ".new-half").write_text("{")
+    assert await store.prune() == (store_image(unused),)
+
+
+def store_image(image: Image) -> Image:
+    """Give an image as it is without its name."""
+    return attrs.evolve(image, name=None)
 
 
 async def test_shared_images_are_found_but_never_changed(tmp_path: Path) -> None:
