@@ -1,0 +1,1 @@
+"""Networks of this host: what connects VMs, and what keeps them apart."""

@@ -1,0 +1,31 @@
+"""The networks there are, by the value of ``mode`` in ``[network]``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from ...network_config import NetworkConfig
+from .bridge_network import bridge_network, sweep_former
+from .interface import HostNetwork, NoNetwork
+from .user_network import UserNetwork
+
+
+@asynccontextmanager
+async def open_network(
+    config: NetworkConfig, directory: Path, owner: str
+) -> AsyncIterator[HostNetwork]:
+    """Set up the network that the settings ask for, for the length of a block."""
+    await trio.to_thread.run_sync(sweep_former, config, directory, owner)
+    if config.mode == "bridge":
+        async with bridge_network(config, directory, owner) as bridged:
+            yield bridged
+    elif config.mode == "user":
+        network = UserNetwork(config, directory)
+        await trio.to_thread.run_sync(network.ports.load)
+        yield network
+    else:
+        yield NoNetwork()
