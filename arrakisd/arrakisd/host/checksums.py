@@ -9,12 +9,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from arrakis_rpc.errors import IntegrityError
 
-_BLOCK = 256 * 1024
-_ZEROS = bytes(_BLOCK)
+from .threads import checkpoint
+
+BLOCK = 256 * 1024
+_ZEROS = bytes(BLOCK)
 _HINT = "restore it from a backup, or delete what stands on it"
 
 _Signature = tuple[int, int, int, int, int]
@@ -26,25 +29,39 @@ def file_digest(path: Path) -> str:
     A block of zeros counts the same as a hole: which of the two it is, is the file
     system's business, and differs between copies. Blocks; use a thread.
     """
-    digest = hashlib.sha256()
-    block = bytearray(_BLOCK)
+    digest = hashlib.sha256(path.stat().st_size.to_bytes(8, "big"))
+    for position, data in data_blocks(path):
+        digest.update(position.to_bytes(8, "big"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def data_blocks(path: Path) -> Iterator[tuple[int, memoryview]]:
+    """Give a file's blocks that are not zero, and where they begin; each until the next. Blocks."""
+    block = bytearray(BLOCK)
     with path.open("rb") as file, memoryview(block) as view:
         fd = file.fileno()
-        size = os.fstat(fd).st_size
-        digest.update(size.to_bytes(8, "big"))
         position = _next_data(fd, 0)
         while position is not None:
+            checkpoint()
             count = os.preadv(fd, [view], position)
             if view[:count] != _ZEROS[:count]:
-                digest.update(position.to_bytes(8, "big"))
-                digest.update(view[:count])
-            position = _next_data(fd, position + _BLOCK)
+                yield position, view[:count]
+            position = _next_data(fd, position + BLOCK)
+
+
+def _plain_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            checkpoint()
+            digest.update(block)
     return digest.hexdigest()
 
 
 def _next_data(fd: int, position: int) -> int | None:
     try:
-        return os.lseek(fd, position, os.SEEK_DATA) // _BLOCK * _BLOCK
+        return os.lseek(fd, position, os.SEEK_DATA) // BLOCK * BLOCK
     except OSError as error:
         if error.errno == errno.ENXIO:  # nothing but a hole up to the end
             return None
@@ -63,15 +80,30 @@ class Verifier:
 
     def verify(self, path: Path, size: int, digest: str) -> None:
         """Check a file; raise `IntegrityError` naming it. Blocks; use a thread."""
-        try:
-            signature = _signature(path)
-        except FileNotFoundError as error:
-            raise IntegrityError(f"{path} is missing", hint=_HINT) from error
-        if self._verified.get(path) == signature:
+        if self._is_verified(path):
             return
         if path.stat().st_size != size:
             raise IntegrityError(f"{path} has not the size that was stored", hint=_HINT)
-        if file_digest(path) != digest:
+        self._verify(path, lambda: file_digest(path) == digest)
+
+    def verify_image(self, path: Path, digest: str) -> None:
+        """Check a root image as `verify` does, by a SHA-256 over all of it, or a `file_digest`.
+
+        The first is what the image store names images by, the second is that of a file which
+        a caller named.
+        """
+        if not self._is_verified(path):
+            self._verify(path, lambda: _plain_digest(path) == digest or file_digest(path) == digest)
+
+    def _is_verified(self, path: Path) -> bool:
+        try:
+            return self._verified.get(path) == _signature(path)
+        except FileNotFoundError as error:
+            raise IntegrityError(f"{path} is missing", hint=_HINT) from error
+
+    def _verify(self, path: Path, is_intact: Callable[[], bool]) -> None:
+        signature = _signature(path)
+        if not is_intact():
             raise IntegrityError(f"{path} is not what was stored: its checksum differs", hint=_HINT)
         self._verified[path] = signature
 

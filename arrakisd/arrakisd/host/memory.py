@@ -1,36 +1,33 @@
 """Pages that a guest has changed: finding, saving and putting them back.
 
 A restored guest's RAM is a private mapping of its template's memory file. Pages that the
-guest has written since are anonymous, and ``/proc/PID/pagemap`` tells which they are
-(Documentation/admin-guide/mm/pagemap.rst): present or swapped out, and not file-backed.
+guest has written since, or that were put there before it ran, are anonymous, and
+``/proc/PID/pagemap`` tells which they are (Documentation/admin-guide/mm/pagemap.rst): present
+or swapped out, and not file-backed.
 
-A *page file* holds such pages: a header with magic and number of runs, then for each run
-its first page and its number of pages, then the pages themselves in the same order.
+Which of them have changed since the snapshot that the guest was woken from, no kernel tells
+without CONFIG_MEM_SOFT_DIRTY. So they are compared with what is stored.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
-import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any, TypeVar
 
 from attrs import frozen
 
 from arrakis_rpc.errors import IntegrityError, VmmError
 
-T = TypeVar("T")
+from .page_files import PAGE, PIECE, PageWriter, Span, cut, open_stack
+from .processes import acting_as_user_of
+from .threads import checkpoint
 
-PAGE = 4096
-_MAGIC = b"ARKPAGE1"
-_HEADER = struct.Struct("<8sQ")
-_RUN = struct.Struct("<QQ")
-_COPY = 1024 * 1024
+T = TypeVar("T")
 
 _PRESENT, _SWAPPED, _FILE = 0x80, 0x40, 0x20
 _CHANGED = bytes(
@@ -65,12 +62,9 @@ def find_memory(pid: int, memory_file: Path) -> list[Area]:
     return sorted(areas, key=lambda area: area.first_page)
 
 
-def changed_runs(pid: int, areas: list[Area]) -> list[tuple[int, int]]:
-    """Give the changed pages as runs of (first page, number of pages), in guest order.
-
-    No run goes beyond the end of an area.
-    """
-    runs = []
+def changed_flags(pid: int, areas: list[Area]) -> bytearray:
+    """Give for each of the guest's pages 1 if it is no longer the memory file's, else 0."""
+    flags = bytearray(_end(areas))
     with _open(pid, "pagemap", "rb") as pagemap:
         for area in areas:
             size = area.pages * 8
@@ -79,58 +73,172 @@ def changed_runs(pid: int, areas: list[Area]) -> list[tuple[int, int]]:
             if len(entries) != size:
                 raise _ended(pid)
             # The flags are in the top byte of each little-endian entry.
-            flags = entries[7::8].translate(_CHANGED)
-            runs += [
-                (area.first_page + match.start(), match.end() - match.start())
-                for match in _RUNS.finditer(flags)
+            begin, end = area.first_page, area.first_page + area.pages
+            flags[begin:end] = entries[7::8].translate(_CHANGED)
+    return flags
+
+
+def has_swapped(pid: int) -> bool:
+    """Whether any memory of a process is swapped out."""
+    with _open(pid, "status", "rb") as status:
+        found = re.search(rb"^VmSwap:\s*(\d+) kB$", _transfer(pid, status.read), re.MULTILINE)
+    return found is None or int(found[1]) > 0
+
+
+class PageSaver:
+    """Saves the pages of a halted guest that differ from what is stored of it already.
+
+    That is a stack of page files on the memory file. All that takes long is done ahead, so
+    that the guest, between its halt and the end of `save`, stands still no longer than needed.
+    """
+
+    def __init__(self, pid: int, memory_file: Path, known: Sequence[Path], target: Path) -> None:
+        self._pid = pid
+        self._areas = find_memory(pid, memory_file)
+        with ExitStack() as owner:
+            stack = owner.enter_context(open_stack(known, _end(self._areas)))
+            template = owner.enter_context(memory_file.open("rb", buffering=0))
+            self._memory = owner.enter_context(_open(pid, "mem", "rb"))
+            self._out = owner.enter_context(target.open("wb", buffering=PIECE))
+            self._owner = owner.pop_all()
+        self._paths = [*stack.paths, memory_file]
+        self._files = [*stack.files, template]
+        self._spans = stack.spans
+        self._ours, self._theirs = bytearray(PIECE), bytearray(PIECE)
+        for file in stack.files:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def __enter__(self) -> PageSaver:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._owner.close()
+
+    def save(self) -> int:
+        """Write the page file; give the number of pages in it. Once."""
+        writer = PageWriter(self._out)
+        with memoryview(self._ours) as view:
+            for batch in _batches(cut(self._to_compare())):
+                size = self._read(batch, view)
+                if self._ours[:size] != self._theirs[:size]:
+                    self._write_differing(batch, writer, view)
+        return writer.finish()
+
+    def _to_compare(self) -> list[Span]:
+        """All that is stored, and what has left the memory file and is not stored."""
+        flags = changed_flags(self._pid, self._areas)
+        for _, _, first, count in self._spans:
+            flags[first : first + count] = bytes(count)
+        fresh = len(self._files) - 1
+        return self._spans + [
+            Span(fresh, match.start() * PAGE, match.start(), match.end() - match.start())
+            for match in _RUNS.finditer(flags)
+        ]
+
+    def _read(self, batch: list[Span], ours: memoryview) -> int:
+        """Fill both buffers: with what the guest has, and with what is stored."""
+        memory = self._memory.fileno()
+        position = 0
+        for span in batch:
+            for address, count in _addresses(self._areas, span.first, span.pages):
+                end = position + count * PAGE
+                while position < end:
+                    with ours[position:end] as piece:
+                        got = _transfer(self._pid, os.preadv, memory, [piece], address)
+                    position += got
+                    address += got
+        position = 0
+        with memoryview(self._theirs) as theirs:
+            for source, offset, size in _joined(batch):
+                with theirs[position : position + size] as piece:
+                    if os.preadv(self._files[source].fileno(), [piece], offset) != size:
+                        raise IntegrityError(f"{self._paths[source]} is cut short")
+                position += size
+        return position
+
+    def _write_differing(self, batch: list[Span], writer: PageWriter, ours: memoryview) -> None:
+        position = 0
+        for span in batch:
+            differing = [
+                number
+                for number in range(span.pages)
+                if self._ours[(at := position + number * PAGE) : at + PAGE]
+                != self._theirs[at : at + PAGE]
             ]
-    return runs
+            for first, count in _runs(differing):
+                begin = position + first * PAGE
+                writer.add(span.first + first, ours[begin : begin + count * PAGE])
+            position += span.pages * PAGE
 
 
-def save_pages(pid: int, memory_file: Path, target: Path) -> int:
-    """Copy the changed pages of a halted guest into a page file; give their number."""
-    areas = find_memory(pid, memory_file)
-    runs = changed_runs(pid, areas)
-    table = b"".join(_RUN.pack(*run) for run in runs)
-    with target.open("wb", buffering=_COPY) as out, _open(pid, "mem", "rb") as memory:
-        out.write(_HEADER.pack(_MAGIC, len(runs)) + table)
-        for first, count in runs:
-            address, left = _address(areas, first, count), count * PAGE
-            while left:
-                size = min(left, _COPY)
-                piece = _transfer(pid, os.pread, memory.fileno(), size, address)
-                out.write(piece)
-                address += len(piece)
-                left -= len(piece)
-    return sum(count for _, count in runs)
+def load_pages(pid: int, memory_file: Path, sources: Sequence[Path]) -> int:
+    """Put a stack of page files, the lowest first, into a guest that does not run yet.
 
-
-def load_pages(pid: int, memory_file: Path, source: Path) -> int:
-    """Put the pages of a page file into a guest that does not run yet; give their number.
-
-    A file that is not whole, or has pages that the guest has not, is refused unused.
+    Gives the number of pages. Files that are not whole, or have pages that the guest has
+    not, are refused before anything is written.
     """
     areas = find_memory(pid, memory_file)
-    with (
-        source.open("rb") as file,
-        _content(file) as view,
-        _open(pid, "mem", "r+b") as memory,
-    ):
-        runs, position = _read_table(view, source)
-        pieces = [(_address(areas, first, count), count * PAGE) for first, count in runs]
-        for start, size in pieces:
-            address, end = start, position + size
-            while position < end:
-                with view[position:end] as piece:
-                    written = _transfer(pid, os.pwrite, memory.fileno(), piece, address)
-                address += written
-                position += written
-    return sum(count for _, count in runs)
+    with open_stack(sources, _end(areas)) as stack, _open(pid, "mem", "r+b") as memory:
+        pieces = [
+            (span, list(_addresses(areas, span.first, span.pages))) for span in cut(stack.spans)
+        ]
+        for span, places in pieces:
+            checkpoint()
+            with stack.content(span) as content:
+                position = 0
+                for address, count in places:
+                    end = position + count * PAGE
+                    while position < end:
+                        with content[position:end] as piece:
+                            put = _transfer(pid, os.pwrite, memory.fileno(), piece, address)
+                        position += put
+                        address += put
+    return sum(span.pages for span, _ in pieces)
+
+
+def _batches(spans: Iterable[Span]) -> Iterator[list[Span]]:
+    """Put short spans together to such amounts as fit into the buffers."""
+    batch: list[Span] = []
+    size = 0
+    for span in spans:
+        if size + span.pages * PAGE > PIECE:
+            yield batch
+            batch, size = [], 0
+        batch.append(span)
+        size += span.pages * PAGE
+    if batch:
+        yield batch
+
+
+def _joined(batch: list[Span]) -> Iterator[tuple[int, int, int]]:
+    """Give (source, offset, size) of what spans have in files, each piece as long as possible."""
+    source, begin, end = batch[0].source, batch[0].offset, batch[0].offset
+    for span in batch:
+        if span.source != source or span.offset != end:
+            yield source, begin, end - begin
+            source, begin = span.source, span.offset
+        end = span.offset + span.pages * PAGE
+    yield source, begin, end - begin
+
+
+def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """Give ascending numbers as runs of (first, count)."""
+    begin = 0
+    for index in range(1, len(numbers) + 1):
+        if index == len(numbers) or numbers[index] != numbers[index - 1] + 1:
+            yield numbers[begin], index - begin
+            begin = index
 
 
 def _open(pid: int, name: str, mode: str) -> IO[bytes]:
     try:
-        return Path(f"/proc/{pid}/{name}").open(mode, buffering=0)
+        with acting_as_user_of(pid):
+            return Path(f"/proc/{pid}/{name}").open(mode, buffering=0)
     except (FileNotFoundError, ProcessLookupError) as error:
         raise _ended(pid) from error
 
@@ -150,33 +258,18 @@ def _ended(pid: int) -> VmmError:
     return VmmError(f"the memory of process {pid} is not accessible; it has probably ended")
 
 
-@contextmanager
-def _content(file: IO[bytes]) -> Iterator[memoryview]:
-    if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
-        yield memoryview(b"")
-        return
-    with (
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        memoryview(content) as view,
-    ):
-        yield view
+def _end(areas: list[Area]) -> int:
+    """The number of the first page that the guest has not."""
+    return max(area.first_page + area.pages for area in areas)
 
 
-def _read_table(view: memoryview, source: Path) -> tuple[list[tuple[int, int]], int]:
-    magic, number = _HEADER.unpack_from(view) if len(view) >= _HEADER.size else (b"", 0)
-    position = _HEADER.size + number * _RUN.size
-    if magic != _MAGIC or position > len(view):
-        raise IntegrityError(f"{source} is not a page file")
-    runs = [(first, count) for first, count in _RUN.iter_unpack(view[_HEADER.size : position])]
-    ordered = all(a + n <= b for (a, n), (b, _) in pairwise(runs))
-    if not ordered or len(view) != position + sum(count for _, count in runs) * PAGE:
-        raise IntegrityError(f"{source} is cut short or out of order")
-    return runs, position
-
-
-def _address(areas: list[Area], first: int, count: int) -> int:
-    """Where a run lies, which must be within one area: other memory may follow it."""
+def _addresses(areas: list[Area], first: int, count: int) -> Iterator[tuple[int, int]]:
+    """Where pages lie, as (address, number of pages); other memory may follow each."""
+    end = first + count
     for area in areas:
-        if area.first_page <= first and first + count <= area.first_page + area.pages:
-            return area.address + (first - area.first_page) * PAGE
-    raise IntegrityError(f"pages {first} to {first + count - 1} lie outside the guest's memory")
+        if area.first_page <= first < area.first_page + area.pages:
+            here = min(end, area.first_page + area.pages) - first
+            yield area.address + (first - area.first_page) * PAGE, here
+            first += here
+    if first < end:
+        raise IntegrityError(f"pages {first} to {end - 1} lie outside the guest's memory")

@@ -1,17 +1,29 @@
-"""Child processes that have an owner: they end with their scope, and with the daemon."""
+"""Child processes that have an owner: they end with their scope, and with the daemon.
+
+Where the kernel cannot see to the latter, the next daemon does: each child has its owner's name
+in its environment.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import os
+import re
+import select
+import shlex
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import trio
 
 _KILL_DEADLINE = 5.0
+_OWNER = "ARRAKIS_CHILD_OF"
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Child:
@@ -46,13 +58,17 @@ class Child:
 def spawn(
     argv: Sequence[str],
     *,
-    output: Path,
+    output: Path | int,
     pass_fds: Sequence[int] = (),
+    directory: Path | None = None,
     identity: tuple[int, int] | None = None,
+    groups: Sequence[Path] = (),
 ) -> Child:
     """Start a child that the kernel kills when the daemon dies.
 
-    ``identity`` are the uid and gid it runs under. Its output goes to a file. This blocks
+    ``identity`` are the uid and gid it runs under, ``groups`` the files by which a process joins
+    control groups: it does so as its first act. Its output goes to a file, or to a
+    descriptor. This blocks
     for the one or two milliseconds of a vfork, and must run in the main thread: the death
     signal is bound to the thread that starts the child, and a worker thread ends when it
     has been idle. ``setpriv`` sets identity and death signal, because doing it between fork
@@ -62,17 +78,44 @@ def spawn(
     if identity is not None:
         uid, gid = identity
         prefix += [f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
-    with output.open("ab") as log:
+    if groups:
+        joining = " && ".join(f"echo 0 > {shlex.quote(str(group))}" for group in groups)
+        prefix = ["sh", "-c", f'{joining} && exec "$@"', "sh", *prefix]
+    with ExitStack() as stack:
+        log = output if isinstance(output, int) else stack.enter_context(output.open("ab"))
         popen = subprocess.Popen(
             [*prefix, "--", *argv],
+            cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             pass_fds=pass_fds,
             process_group=0,
-            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
+            env={
+                "PATH": os.environ.get("PATH", os.defpath),
+                "LC_ALL": "C.UTF-8",
+                _OWNER: os.environ.get(_OWNER, ""),
+            },
         )
     return Child(popen)
+
+
+def is_child_alive(pid: int) -> bool:
+    """Whether a child still runs, be it that nobody has noticed its end yet."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False
+
+
+def private_memory_mib(pid: int) -> int:
+    """Memory of a process that it shares with none, in MiB; 0 if it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    found = re.search(r"^RssAnon:\s*(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) // 1024 if found else 0
 
 
 @asynccontextmanager
@@ -87,3 +130,70 @@ async def owned(child: Child) -> AsyncIterator[Child]:
         child.kill()
         with trio.move_on_after(_KILL_DEADLINE, shield=True):
             await child.reap()
+
+
+def mark_children(owner: str) -> None:
+    """Let all children to come, and theirs, carry a name by which `end_orphans` finds them."""
+    os.environ[_OWNER] = owner
+
+
+def owner_mark() -> str:
+    """Give what to name a child by, on its command line, whose environment will be emptied."""
+    return _mark(os.environ.get(_OWNER, ""))
+
+
+def _mark(owner: str) -> str:
+    return hashlib.sha256(owner.encode()).hexdigest()[:12]
+
+
+def find_orphans(owner: str) -> list[int]:
+    """Give the pids of the children that a killed owner has left. Blocks.
+
+    Most have been killed with it, by the kernel. Not so the programs of an image build, nor a
+    VMM in the moment before it is bound to the daemon's life.
+    """
+    entries = [entry for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    return [int(entry.name) for entry in entries if _is_marked(entry, owner)]
+
+
+def end_orphan(pid: int, owner: str) -> bool:
+    """Kill a child that a killed owner has left; give whether it still was one. Blocks."""
+    with suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            if _is_marked(Path(f"/proc/{pid}"), owner):  # and not another of this number by now
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                select.select([pidfd], [], [], _KILL_DEADLINE)
+                return True
+        finally:
+            os.close(pidfd)
+    return False
+
+
+@contextmanager
+def acting_as_user_of(pid: int) -> Iterator[None]:
+    """Let this thread open files in a block as the user under which a process runs.
+
+    So the daemon gets at the memory of its VMMs without CAP_SYS_PTRACE, by which it would get
+    at everybody's. Raises `OSError` if there is no such process.
+    """
+    owner = Path(f"/proc/{pid}").stat()
+    uid, gid = _libc.setfsuid(-1), _libc.setfsgid(-1)  # which gives, and changes nothing
+    _libc.setfsgid(owner.st_gid)
+    _libc.setfsuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        _libc.setfsuid(uid)
+        _libc.setfsgid(gid)
+
+
+def _is_marked(entry: Path, owner: str) -> bool:
+    in_environment, named = f"{_OWNER}={owner}".encode(), _mark(owner).encode()
+    try:
+        with acting_as_user_of(int(entry.name)):
+            if in_environment in (entry / "environ").read_bytes().split(b"\0"):
+                return True
+        return named in (entry / "cmdline").read_bytes()
+    except OSError:  # it is gone, or another user's
+        return False

@@ -5,7 +5,7 @@ To add a driver, implement `Driver` and `Vmm` in one new file and name it in ``r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
@@ -13,67 +13,84 @@ from typing import Protocol
 from attrs import frozen
 
 from ...config import Config
+from ..net.interface import Nic
 from .channel import Channel
 
 
 @frozen
 class Boot:
-    """Boot a kernel; guest RAM is written to the memory file, which becomes a template."""
+    """Boot a kernel; guest RAM is written to the memory file, which becomes a template.
+
+    ``disk`` is the writable layer, beside the root image.
+    """
 
     kernel: Path
     initramfs: Path
     command_line: str
+    disk: Path
 
 
 @frozen
-class Restore:
-    """Wake a saved guest: RAM is a private copy-on-write mapping of the memory file.
+class Saved:
+    """A guest that was saved, on top of the memory file of the VMM that is to wake it.
 
-    ``pages`` is a page file with what changed since the memory file was made; see
-    `arrakisd.host.memory`.
+    ``pages`` are page files, the lowest first, with what changed since the memory file was
+    made; see `arrakisd.host.page_files`. ``disk`` is the writable layer that it goes on with.
     """
 
     device_state: Path
-    pages: Path | None
+    pages: list[Path]
+    disk: Path
 
 
 @frozen
 class LaunchSpec:
-    """All that a VMM process is told. Paths are the host's; ``memory_mib`` in MiB.
+    """All that a VMM process is told at first. Paths are the host's; sizes in MiB.
 
-    ``directory`` belongs to this VM alone. ``identity`` are the uid and gid of the process.
+    ``directory`` belongs to this process alone. ``identity`` are its uid and gid, ``groups`` the
+    files by which it joins control groups. ``nic`` is
+    what the guest's network card leads to; None for a guest without one. Without ``boot`` it
+    is to wake a saved guest, any that has this memory file: RAM is a private copy-on-write
+    mapping of it. So one that is launched ahead can take whichever comes.
     """
 
-    name: str
     directory: Path
     vcpus: int
     memory_mib: int
+    disk_mib: int
     memory_file: Path
     root_image: Path
-    disk: Path
     accelerator: str
-    source: Boot | Restore
     identity: tuple[int, int] | None
+    groups: Sequence[Path] = ()
+    nic: Nic | None = None
+    boot: Boot | None = None
 
 
 @frozen
 class SnapshotTarget:
     """Where a snapshot's parts go: three new files, and the disk layer the VM goes on with.
 
-    ``next_disk`` is an existing empty layer whose backing file is the present one.
+    ``next_disk`` is an existing empty layer whose backing file is the present one. What is in
+    ``known_pages``, page files like those of a `Saved`, need not be in ``pages``.
     """
 
     device_state: Path
     pages: Path
+    known_pages: list[Path]
     next_disk: Path
 
 
 @frozen
 class SnapshotFacts:
-    """What a snapshot cost: seconds of standstill, and changed pages of 4 KiB."""
+    """What a snapshot cost: seconds of standstill, and pages of 4 KiB that were saved.
+
+    ``halted`` is when the guest's clocks stopped, in Unix time.
+    """
 
     pause: float
     changed_pages: int
+    halted: float
 
 
 @frozen
@@ -93,12 +110,20 @@ class Verdict:
 
 
 class Vmm(Protocol):
-    """One running VMM process with one guest."""
+    """One running VMM process with one guest.
+
+    ``clocks_stand`` says that a woken guest's clocks go on from where they were when it was
+    halted; else nobody knows where.
+    """
 
     pid: int
+    clocks_stand: bool
 
-    async def start(self) -> None:
-        """Boot or wake the guest, as the launch spec says. Once, right after the launch."""
+    async def wait_ready(self) -> None:
+        """Wait until the process answers, and has done what it can do ahead."""
+
+    async def wake(self, saved: Saved) -> None:
+        """Wake a saved guest. Once, where nothing was booted; raises `VmmError`."""
 
     async def pause(self) -> None:
         """Halt the vCPUs. Legal while the guest runs."""
@@ -106,8 +131,11 @@ class Vmm(Protocol):
     async def resume(self) -> None:
         """Let the vCPUs go on. Legal while the guest is paused."""
 
-    async def save_template(self, device_state: Path) -> None:
-        """Halt a booted guest for good and save its device state; RAM is in the memory file."""
+    async def save_template(self, device_state: Path) -> float:
+        """Halt a booted guest for good and save its device state; RAM is in the memory file.
+
+        Gives when the guest's clocks stopped, in Unix time.
+        """
 
     async def snapshot(self, target: SnapshotTarget) -> SnapshotFacts:
         """Save a woken guest, in one pause; it goes on if it ran before."""
@@ -118,8 +146,20 @@ class Vmm(Protocol):
         It breaks when the guest's end is closed, which is when the agent has died.
         """
 
+    async def forward_port(self, address: str, host_port: int, guest_port: int) -> None:
+        """Lead from an address of the host into the guest, for a `UserNic`.
+
+        A driver whose hypervisor has no network stack of its own raises `UnsupportedError`.
+        """
+
+    async def unforward_port(self, address: str, host_port: int) -> None:
+        """Lead from there no longer."""
+
     async def wait(self) -> VmmEnd:
         """Wait until the process has ended; give how."""
+
+    def kill(self) -> None:
+        """End the process at once."""
 
     def last_words(self) -> list[str]:
         """Give the last lines of the process's own output and of the guest's console."""
@@ -132,6 +172,9 @@ class Driver(Protocol):
 
     def version(self) -> str:
         """Give the version; raise `UnsupportedError` if it is not installed."""
+
+    def check_host(self) -> None:
+        """Raise `UnsupportedError` for what can be seen at once to be in the way here."""
 
     async def choose_accelerator(self) -> Verdict:
         """Find out what really runs a guest here; may take seconds the first time."""

@@ -7,25 +7,29 @@ import shutil
 import socket
 import stat
 import subprocess
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import structlog
 import trio
 
 from arrakis_kernel import find_kernel
 from arrakis_rpc.errors import DeadlineError, UnsupportedError, VmmError
 
 from ...config import Config
-from ..memory import load_pages, save_pages
+from ..files import is_nearly_full, no_room
+from ..memory import PageSaver, load_pages
+from ..net.interface import TapNic
 from ..processes import Child, owned, spawn
 from . import qemu_arguments
 from .channel import Channel
+from .console import TAIL, Console, last_lines
 from .interface import (
-    Boot,
     LaunchSpec,
-    Restore,
+    Saved,
     SnapshotFacts,
     SnapshotTarget,
     Verdict,
@@ -34,10 +38,11 @@ from .interface import (
 from .qemu_probe import choose_accelerator
 from .qmp import QmpClient, QmpClosedError, open_qmp
 
-_CONSOLE_TAIL = 64 * 1024
-_LAST_LINES = 40
 _ANSWER_DEADLINE = 30.0
 _END_DEADLINE = 2.0
+_DEVICE_STATE = "device-state"
+
+log = structlog.get_logger()
 
 
 class QemuDriver:
@@ -65,6 +70,9 @@ class QemuDriver:
             self._version = words[words.index("version") + 1]
         return self._version
 
+    def check_host(self) -> None:
+        """Raise nothing: it works everywhere."""
+
     async def choose_accelerator(self) -> Verdict:
         """Find out what really runs a guest here; a first probe may take ten seconds."""
         if self._accelerator != "auto":
@@ -84,20 +92,21 @@ class QemuDriver:
             pairs = [socket.socketpair() for _ in range(3)]
             qmp, agent, console = (ours.enter_context(left) for left, _ in pairs)
             fds = [theirs.enter_context(right).fileno() for _, right in pairs]
-            if isinstance(spec.source, Restore):
-                state = theirs.enter_context(spec.source.device_state.open("rb"))
-                fds.append(state.fileno())
             wires = qemu_arguments.Wires(*fds)
+            if isinstance(spec.nic, TapNic):
+                fds.append(spec.nic.fd)
             child = spawn(
                 qemu_arguments.command_line(self._binary, spec, wires),
                 output=spec.directory / "vmm.log",
                 pass_fds=fds,
                 identity=spec.identity,
+                groups=spec.groups,
             )
             theirs.close()
+            log.info("VMM started", vmm=self.name, pid=child.pid)
             async with owned(child), trio.open_nursery() as nursery:
-                vmm = QemuVmm(spec, child, agent, wires)
-                nursery.start_soon(vmm.pump_console, _stream(console))
+                vmm = QemuVmm(spec, child, agent)
+                nursery.start_soon(vmm.console.pump, _stream(console))
                 async with open_qmp(_stream(qmp), vmm.on_event) as client:
                     vmm.qmp = client
                     yield vmm
@@ -108,20 +117,17 @@ class QemuVmm:
     """One QEMU process. Made by `QemuDriver.launch`."""
 
     qmp: QmpClient
+    clocks_stand = True
 
-    def __init__(
-        self,
-        spec: LaunchSpec,
-        child: Child,
-        agent: socket.socket,
-        wires: qemu_arguments.Wires,
-    ) -> None:
+    def __init__(self, spec: LaunchSpec, child: Child, agent: socket.socket) -> None:
         self._spec = spec
         self._child = child
         self._agent = agent
-        self._wires = wires
-        self._console = bytearray()
-        self._running = isinstance(spec.source, Boot)
+        self.console = Console()
+        self._greeting = trio.Lock()
+        self._is_ready = False
+        self._running = spec.boot is not None
+        self._halted = 0.0
         self._disk = qemu_arguments.disk_node(0)
         self._layers_added = 0
         self._resumed = trio.Event()
@@ -131,29 +137,47 @@ class QemuVmm:
         self._refused = False
         self.pid = child.pid
 
-    async def start(self) -> None:
-        """Boot or wake the guest, as the launch spec says. Once, right after the launch."""
-        await self._execute("qmp_capabilities")
-        source = self._spec.source
-        if isinstance(source, Boot):
-            return
-        if source.pages is not None:
-            await trio.to_thread.run_sync(
-                load_pages, self.pid, self._spec.memory_file, source.pages
-            )
-        capabilities = [
-            {"capability": name, "state": True} for name in ("x-ignore-shared", "events")
-        ]
-        await self._execute("migrate-set-capabilities", capabilities=capabilities)
-        await self._execute("migrate-incoming", uri=f"fd:{self._wires.device_state}")
+    async def wait_ready(self) -> None:
+        """Wait until the process answers, and has done what it can do ahead."""
+        async with self._greeting:
+            if self._is_ready:
+                return
+            await self._execute("qmp_capabilities")
+            capabilities = [
+                {"capability": name, "state": True} for name in ("x-ignore-shared", "events")
+            ]
+            await self._execute("migrate-set-capabilities", capabilities=capabilities)
+            self._is_ready = True
+
+    async def wake(self, saved: Saved) -> None:
+        """Wake a saved guest. Once, where nothing was booted; raises `VmmError`."""
+        await self.wait_ready()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._bring_disk, saved.disk)
+            if saved.pages:
+                nursery.start_soon(
+                    trio.to_thread.run_sync,
+                    *(load_pages, self.pid, self._spec.memory_file, saved.pages),
+                )
+        with saved.device_state.open("rb") as state:
+            await self._answer("getfd", self.qmp.give_file(state, _DEVICE_STATE))
+        await self._execute("migrate-incoming", uri=f"fd:{_DEVICE_STATE}")
         with trio.move_on_after(_ANSWER_DEADLINE):
             await self._resumed.wait()
         if not self._running:
             raise VmmError(f"QEMU did not take the device state; {await self._obituary()}")
 
+    async def _bring_disk(self, disk: Path) -> None:
+        await self._execute("blockdev-add", **qemu_arguments.disk_blockdev(0, str(disk)))
+        device = {"path": "/machine/peripheral/disk", "property": "drive"}
+        await self._execute("qom-set", **device, value=self._disk)
+        await self._execute("blockdev-del", **{"node-name": qemu_arguments.BLANK_DISK})
+
     async def pause(self) -> None:
         """Halt the vCPUs. Legal while the guest runs."""
         await self._execute("stop")
+        if self._running:
+            self._halted = time.time()
         self._running = False
 
     async def resume(self) -> None:
@@ -161,13 +185,15 @@ class QemuVmm:
         await self._execute("cont")
         self._running = True
 
-    async def save_template(self, device_state: Path) -> None:
+    async def save_template(self, device_state: Path) -> float:
         """Halt a booted guest for good and save its device state; RAM is in the memory file.
 
-        Halting has also written all metadata of the disk layer.
+        Gives when the guest's clocks stopped. Halting has also written all metadata of the
+        disk layer.
         """
         await self.pause()
         await self._save_devices(device_state)
+        return self._halted
 
     async def snapshot(self, target: SnapshotTarget) -> SnapshotFacts:
         """Save a woken guest, in one pause; it goes on if it ran before.
@@ -175,6 +201,11 @@ class QemuVmm:
         The caller must keep the agent's channel quiet meanwhile: QEMU moves its bytes in
         and out of guest RAM even while the vCPUs stand.
         """
+        known = (self._spec.memory_file, target.known_pages)
+        with await trio.to_thread.run_sync(PageSaver, self.pid, *known, target.pages) as saver:
+            return await self._save(target, saver)
+
+    async def _save(self, target: SnapshotTarget, saver: PageSaver) -> SnapshotFacts:
         self._layers_added += 1
         node = qemu_arguments.disk_node(self._layers_added)
         layer = qemu_arguments.disk_blockdev(self._layers_added, str(target.next_disk))
@@ -185,12 +216,11 @@ class QemuVmm:
 
         async def save_memory() -> None:
             nonlocal changed
-            changed = await trio.to_thread.run_sync(
-                save_pages, self.pid, self._spec.memory_file, target.pages
-            )
+            changed = await trio.to_thread.run_sync(saver.save)
 
         try:
             await self.pause()
+            halted = self._halted
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(save_memory)
                 await self._save_devices(target.device_state)
@@ -201,7 +231,8 @@ class QemuVmm:
                     await self._resume_or_die()
                 if self._disk != node:
                     await self._execute("blockdev-del", **{"node-name": node})
-        return SnapshotFacts(pause=trio.current_time() - began, changed_pages=changed)
+        pause = trio.current_time() - began
+        return SnapshotFacts(pause=pause, changed_pages=changed, halted=halted)
 
     async def _switch_disk(self, node: str) -> None:
         try:
@@ -209,7 +240,7 @@ class QemuVmm:
         except VmmError:
             raise  # a clear refusal, or the end
         except BaseException:
-            self._child.kill()  # nobody can tell which layer it writes to
+            self.kill()  # nobody can tell which layer it writes to
             raise
         self._disk = node
 
@@ -217,11 +248,31 @@ class QemuVmm:
         try:
             await self.resume()
         except BaseException:
-            self._child.kill()  # a guest that stands still for good, and says it runs
+            self.kill()  # a guest that stands still for good, and says it runs
             raise
 
     async def _save_devices(self, device_state: Path) -> None:
-        await self._execute("xen-save-devices-state", filename=str(device_state), live=False)
+        try:
+            await self._execute("xen-save-devices-state", filename=str(device_state), live=False)
+        except VmmError as error:
+            if is_nearly_full(device_state.parent):  # QEMU does not say why it could not write
+                raise no_room(device_state.parent) from error
+            raise
+
+    async def forward_port(self, address: str, host_port: int, guest_port: int) -> None:
+        """Lead from an address of the host into the guest, for a `UserNic`."""
+        await self._tell_monitor(f"hostfwd_add net tcp:{address}:{host_port}-:{guest_port}")
+
+    async def unforward_port(self, address: str, host_port: int) -> None:
+        """Lead from there no longer."""
+        await self._tell_monitor(f"hostfwd_remove net tcp:{address}:{host_port}")
+
+    async def _tell_monitor(self, line: str) -> None:
+        # QMP has no commands of its own for this.
+        await self.wait_ready()
+        said = await self._execute("human-monitor-command", **{"command-line": line})
+        if said.strip() and not said.startswith("host forwarding rule"):
+            raise VmmError(f"QEMU refused {line!r}: {said.strip()}")
 
     def open_channel(self) -> Channel:
         """Give a byte stream to the guest agent; again after an earlier one was closed.
@@ -241,10 +292,11 @@ class QemuVmm:
     async def wait(self) -> VmmEnd:
         """Wait until the process has ended; give how."""
         status = await self._child.wait()
+        with trio.move_on_after(_END_DEADLINE):
+            await self.console.wait_closed()  # its last lines say what the guest saw
+            await self.qmp.closed.wait()  # its last event says why
         if status < 0:
             return VmmEnd(orderly=False, how=f"QEMU was killed by signal {-status}")
-        with trio.move_on_after(_END_DEADLINE):
-            await self.qmp.closed.wait()  # its last event says why
         if status == 0 and self._shutdown == "guest-shutdown":
             return VmmEnd(orderly=True, how="the guest powered itself off")
         reason = f" ({self._shutdown})" if self._shutdown else ""
@@ -253,12 +305,7 @@ class QemuVmm:
     def last_words(self) -> list[str]:
         """Give the last lines of the process's own output and of the guest's console."""
         log = _tail(self._spec.directory / "vmm.log")
-        return [
-            line
-            for text in (self._console, log)
-            for line in text.decode(errors="replace").splitlines()[-_LAST_LINES:]
-            if line.strip()
-        ]
+        return [*self.console.last_lines(), *last_lines(log)]
 
     def on_event(self, event: str, data: dict[str, Any]) -> None:
         """Take an event from QMP."""
@@ -272,19 +319,19 @@ class QemuVmm:
         elif event == "MIGRATION" and data.get("status") == "failed":
             self._resumed.set()
 
-    async def pump_console(self, stream: trio.abc.Stream) -> None:
-        """Keep the end of what the guest writes to its console; the rest is let go."""
-        try:
-            while data := await stream.receive_some(65536):
-                self._console += data
-                del self._console[:-_CONSOLE_TAIL]
-        except trio.BrokenResourceError:
-            pass  # QEMU is gone, which others notice
+    def kill(self) -> None:
+        """End the process at once."""
+        self._child.kill()
 
     async def _execute(self, command: str, **arguments: Any) -> Any:
+        log.debug("VMM command", command=command, pid=self.pid)
+        return await self._answer(command, self.qmp.execute(command, **arguments))
+
+    async def _answer(self, command: str, answer: Coroutine[Any, Any, Any]) -> Any:
+        """Wait for what QEMU answers, and translate how it fails to."""
         try:
             with trio.fail_after(_ANSWER_DEADLINE):
-                return await self.qmp.execute(command, **arguments)
+                return await answer
         except trio.TooSlowError as error:
             raise DeadlineError(f"QEMU did not answer {command}") from error
         except QmpClosedError as error:
@@ -312,6 +359,6 @@ def _tail(path: Path) -> bytes:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             return b""
-        return os.pread(fd, _CONSOLE_TAIL, max(0, status.st_size - _CONSOLE_TAIL))
+        return os.pread(fd, TAIL, max(0, status.st_size - TAIL))
     finally:
         os.close(fd)

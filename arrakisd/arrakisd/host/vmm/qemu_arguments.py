@@ -11,7 +11,8 @@ from typing import Any
 
 from attrs import frozen
 
-from .interface import Boot, LaunchSpec
+from ..net.interface import Nic, TapNic
+from .interface import LaunchSpec
 
 AGENT_PORT = "org.arrakis.agent"
 
@@ -23,6 +24,18 @@ _ACCELERATORS = {
     "kvm": "kvm",
 }
 
+# The MAC address is the template's; each guest takes another before it is connected. No boot
+# ROM: nothing boots from the network, and loading it takes time. No announcements: what a
+# woken guest would announce is an address that it is about to give up.
+_NIC = {
+    "driver": "virtio-net-pci",
+    "id": "nic",
+    "netdev": "net",
+    "mac": "02:a2:00:00:00:00",
+    "romfile": "",
+    "guest_announce": False,
+}
+
 # A host without room is an I/O error in the guest. By default QEMU would halt it for good.
 _ERRORS = {"werror": "report", "rerror": "report"}
 
@@ -30,14 +43,17 @@ _ERRORS = {"werror": "report", "rerror": "report"}
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
+# What is in the place of the disk until a saved guest brings its own.
+BLANK_DISK = "blank"
+
+
 @frozen
 class Wires:
-    """File descriptors that the child inherits: ends of socket pairs, and the saved state."""
+    """File descriptors that the child inherits: ends of socket pairs."""
 
     qmp: int
     agent: int
     console: int
-    device_state: int | None = None
 
 
 def _json(**options: Any) -> str:
@@ -64,9 +80,20 @@ def disk_blockdev(number: int, path: str) -> dict[str, Any]:
     }
 
 
+def _blank_disk(size_mib: int) -> dict[str, Any]:
+    return {"driver": "null-co", "node-name": BLANK_DISK, "size": size_mib * 2**20}
+
+
+def _netdev(nic: Nic) -> str:
+    if isinstance(nic, TapNic):
+        return f"tap,id=net,fd={nic.fd}"
+    return f"user,id=net,ipv6=off,restrict={'on' if nic.restricted else 'off'}"
+
+
 def command_line(binary: str, spec: LaunchSpec, wires: Wires) -> list[str]:
     """Give the whole command line for a VM."""
-    boot = spec.source if isinstance(spec.source, Boot) else None
+    boot = spec.boot
+    disk = disk_blockdev(0, str(boot.disk)) if boot else _blank_disk(spec.disk_mib)
     memory = {
         "qom-type": "memory-backend-file",
         "id": "ram",
@@ -81,7 +108,7 @@ def command_line(binary: str, spec: LaunchSpec, wires: Wires) -> list[str]:
         "file": {"driver": "file", "filename": str(spec.root_image), "locking": "off"},
     }
     arguments = [
-        *(binary, "-name", spec.name, "-nodefaults", "-no-user-config"),
+        *(binary, "-nodefaults", "-no-user-config"),
         *("-display", "none", "-no-reboot", "-sandbox", _SECCOMP),
         *("-M", _MACHINE, "-accel", _ACCELERATORS[spec.accelerator], "-cpu", "max"),
         *("-m", f"{spec.memory_mib}M", "-smp", str(spec.vcpus)),
@@ -90,16 +117,19 @@ def command_line(binary: str, spec: LaunchSpec, wires: Wires) -> list[str]:
         *("-chardev", f"socket,id=console,fd={wires.console}", "-serial", "chardev:console"),
         *("-blockdev", _json(**root)),
         *("-device", _json(driver="virtio-blk-pci", id="root-disk", drive="root")),
-        *("-blockdev", _json(**disk_blockdev(0, str(spec.disk)))),
-        *("-device", _json(driver="virtio-blk-pci", id="disk", drive=disk_node(0), **_ERRORS)),
+        *("-blockdev", _json(**disk)),
+        *("-device", _json(driver="virtio-blk-pci", id="disk", drive=disk["node-name"], **_ERRORS)),
         *("-device", _json(driver="virtio-serial-pci", id="serial")),
         *("-chardev", f"socket,id=agent,fd={wires.agent}"),
         *("-device", _json(driver="virtserialport", id="port", chardev="agent", name=AGENT_PORT)),
         *("-device", _json(driver="virtio-rng-pci", id="rng")),
     ]
+    if spec.nic is not None:
+        arguments += ["-netdev", _netdev(spec.nic), "-device", _json(**_NIC)]
     if boot is None:
         # No kernel: it is in the guest's memory already, and loading it again takes time.
         arguments += ["-incoming", "defer", "-global", "migration.send-configuration=off"]
+        arguments += ["-global", "migration.announce-rounds=0"]
     else:
         arguments += ["-kernel", str(boot.kernel), "-initrd", str(boot.initramfs)]
         arguments += ["-append", boot.command_line]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import IO, Any
 
 import trio
 
@@ -28,7 +30,7 @@ class QmpClient:
     """Commands with answers; events go to a callback. Made by `open_qmp`."""
 
     def __init__(
-        self, stream: trio.abc.Stream, on_event: Callable[[str, dict[str, Any]], None]
+        self, stream: trio.SocketStream, on_event: Callable[[str, dict[str, Any]], None]
     ) -> None:
         self._stream = stream
         self._on_event = on_event
@@ -43,6 +45,20 @@ class QmpClient:
         Raises `VmmError` if QEMU refuses it, `QmpClosedError` if QEMU ends meanwhile. A
         caller that is cancelled may leave the command running.
         """
+        return await self._execute(command, arguments, self._stream.send_all)
+
+    async def give_file(self, file: IO[bytes], name: str) -> None:
+        """Let QEMU have an open file, under a name that later commands call it by."""
+
+        async def send(line: bytes) -> None:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", file.fileno()))
+            await self._stream.socket.sendmsg([line], [rights])
+
+        await self._execute("getfd", {"fdname": name}, send)
+
+    async def _execute(
+        self, command: str, arguments: dict[str, Any], send: Callable[[bytes], Awaitable[None]]
+    ) -> Any:
         if self.closed.is_set():
             raise QmpClosedError(f"QEMU had ended before {command}")
         self._last_id += 1
@@ -52,9 +68,9 @@ class QmpClient:
         try:
             # Commands are far smaller than a socket buffer, so this never sends half a line.
             async with self._sending:
-                await self._stream.send_all(line.encode() + b"\n")
+                await send(line.encode() + b"\n")
             await pending.answered.wait()
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise QmpClosedError(f"QEMU ended during {command}") from error
         finally:
             del self._pending[number]
@@ -102,7 +118,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 @asynccontextmanager
 async def open_qmp(
-    stream: trio.abc.Stream, on_event: Callable[[str, dict[str, Any]], None]
+    stream: trio.SocketStream, on_event: Callable[[str, dict[str, Any]], None]
 ) -> AsyncIterator[QmpClient]:
     """Speak QMP on a stream for the length of a block."""
     client = QmpClient(stream, on_event)

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from arrakis_rpc.errors import InvalidParamsError, UnsupportedError
+from arrakis_rpc.errors import NotFoundError
 
 from ...config import Config
+from .cloud_hypervisor import CloudHypervisorDriver
+from .firecracker import FirecrackerDriver
 from .interface import Driver, DriverFactory
 from .qemu import QemuDriver
 
 DRIVERS: dict[str, DriverFactory] = {
+    "cloud-hypervisor": CloudHypervisorDriver,
     "qemu": QemuDriver,
+    "firecracker": FirecrackerDriver,
 }
 
 
-def choose_driver(config: Config) -> Driver:
-    """Give the driver that the settings name, or the first that is installed.
-
-    Raises `InvalidParamsError` for a driver that does not exist, `UnsupportedError` if none is
-    installed.
-    """
-    if config.vmm in DRIVERS:
-        return DRIVERS[config.vmm](config)
-    if config.vmm != "auto":
+def make_driver(name: str, config: Config) -> Driver:
+    """Make the driver of a name; raises `NotFoundError` if there is none."""
+    if name not in DRIVERS:
         known = ", ".join(["auto", *DRIVERS])
-        raise InvalidParamsError(f"there is no VMM '{config.vmm}'", hint=f"known are: {known}")
-    missing: list[UnsupportedError] = []
-    for factory in DRIVERS.values():
-        driver = factory(config)
-        try:
-            driver.version()
-        except UnsupportedError as error:
-            missing.append(error)
-        else:
-            return driver
-    raise missing[0]
+        raise NotFoundError(f"there is no VMM '{name}'", hint=f"known are: {known}")
+    return DRIVERS[name](config)

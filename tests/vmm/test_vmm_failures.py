@@ -1,0 +1,170 @@
+"""How machines fail under the drivers that talk HTTP: clearly, and leaving nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from vmm_harness import Rig, Stored, ask
+
+from arrakis_rpc.errors import DeadlineError, UnsupportedError, VmmError
+from arrakisd.host.net.interface import UserNic
+from arrakisd.host.vmm import api_vmm
+from arrakisd.peer import domain_error_in
+
+SAVE = {
+    "cloud-hypervisor": ["PUT /vm.pause", "PUT /vm.snapshot"],
+    "firecracker": ["PATCH /vm", "PUT /snapshot/create"],
+}
+SLOW = {
+    "cloud-hypervisor": ["GET /vmm.ping", "PUT /vm.boot", "PUT /vm.restore", "PUT /vm.snapshot"],
+    "firecracker": ["GET /version", "PUT /actions", "PUT /snapshot/load", "PUT /snapshot/create"],
+}
+
+
+async def failure(act: Any, *arguments: Any) -> VmmError:
+    """Give the error that something ends with."""
+    with pytest.RaisesGroup(VmmError, flatten_subgroups=True, allow_unwrapped=True) as caught:
+        await act(*arguments)
+    error = domain_error_in(caught.value)
+    assert isinstance(error, VmmError)
+    return error
+
+
+def steps(rig: Rig, since: int) -> list[str]:
+    """Give the requests since the n-th, each once."""
+    return list(dict.fromkeys(call.name for call in rig.fake.calls()[since:]))
+
+
+async def test_death_at_every_step(rig: Rig) -> None:
+    """Whatever request it dies at, that is an error with its last words, and nothing is left."""
+    template = await rig.make_template()
+    boot = steps(rig, 0)
+    number = len(rig.fake.calls())
+    async with rig.woken("whole", template, f"{1:032x}"):
+        wake = steps(rig, number)
+    for step in boot:
+        shutil.rmtree(rig.directory("boot"))
+        await dies(rig, "die_at", step, rig.make_template)
+        assert sockets(rig) == [], step
+    shutil.rmtree(rig.directory("boot"))
+    await dies(rig, "die_after", boot[1], rig.make_template)
+    for at, step in enumerate(wake):
+        await dies(rig, "die_at", step, wake_up, rig, f"wake{at}", template)
+        assert sockets(rig) == [], step
+    for at, step in enumerate(SAVE[rig.fake.kind]):
+        async with rig.woken(f"save{at}", template, f"{1:032x}") as vmm:
+            await dies(rig, "die_at", step, rig.snapshot, f"save{at}", 1, vmm, template)
+            assert not (await vmm.wait()).orderly
+            assert vmm.last_words()[-1] == "fake: dying as told"
+            assert sockets(rig) != []
+        assert sockets(rig) == [], step
+    await wake_up(rig, "again", template)
+
+
+def sockets(rig: Rig) -> list[Path]:
+    """Give the sockets of machines, and what locks them."""
+    return list((rig.root / "vms").rglob("*.sock*"))
+
+
+async def dies(rig: Rig, how: str, step: str, act: Any, *arguments: Any) -> None:
+    """Let the VMM die in the middle of something, and check what is said of it."""
+    rig.fake.set(**{how: step})
+    error = await failure(act, *arguments)
+    assert "was killed by signal 9" in error.message, step
+    assert "fake: dying" in error.message, step
+    rig.fake.set()
+
+
+async def wake_up(rig: Rig, name: str, template: Stored) -> None:
+    async with rig.woken(name, template, f"{1:032x}") as vmm:
+        await ask(vmm, "peek 1")
+
+
+async def test_death_at_the_start(rig: Rig) -> None:
+    """A VMM that ends before it can be called is an error with its last words."""
+    rig.fake.set(die_at="start")
+    error = await failure(rig.make_template)
+    assert "exited with status 1" in error.message
+    assert "fake: dying at the start" in error.message
+
+
+@pytest.mark.parametrize("number", range(2))
+async def test_refused_snapshot(rig: Rig, number: int) -> None:
+    """After a snapshot that the VMM refused the machine goes on, and the next one succeeds."""
+    template = await rig.make_template()
+    async with rig.woken("one", template, f"{1:032x}") as vmm:
+        rig.fake.set(refuse_at=SAVE[rig.fake.kind][number])
+        error = await failure(rig.snapshot, "one", 1, vmm, template)
+        assert "refused as told" in error.message
+        rig.fake.set()
+        assert await ask(vmm, "poke 2 22", "write 6000 66") == ["done", "done"]
+        (rig.directory("one") / "1.qcow2").unlink()
+        stored, layer, facts = await rig.snapshot("one", 1, vmm, template)
+        assert facts.changed_pages == 1
+    async with rig.woken("two", stored, layer) as vmm:
+        assert await ask(vmm, "peek 2", "read 6000") == ["22", "66"]
+
+
+@pytest.mark.parametrize("number", range(4))
+async def test_silence(rig: Rig, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A VMM that does not answer is ended when its time is up, and the error says so."""
+    template = await rig.make_template()
+    monkeypatch.setattr(api_vmm, "_ANSWER_DEADLINE", 2.0)
+    monkeypatch.setattr(api_vmm, "_START_DEADLINE", 2.0)
+    step = SLOW[rig.fake.kind][number]
+
+    async def live() -> None:
+        if number < 2:
+            shutil.rmtree(rig.directory("boot"))
+            await rig.make_template()
+        async with rig.woken("one", template, f"{1:032x}") as vmm:
+            await rig.snapshot("one", 1, vmm, template)
+
+    rig.fake.set(silent_at=step)
+    with pytest.RaisesGroup(DeadlineError, flatten_subgroups=True, allow_unwrapped=True) as caught:
+        await live()
+    error = domain_error_in(caught.value)
+    assert f"did not answer {step.split()[0]}" in str(error) or "the start of" in str(error)
+    assert sockets(rig) == []
+
+
+async def test_power_off(rig: Rig) -> None:
+    """A guest that powers itself off ends its VMM in order."""
+    template = await rig.make_template()
+    async with rig.woken("one", template, f"{1:032x}") as vmm, vmm.open_channel() as channel:
+        await channel.send_all(b"exit 0\n")
+        assert (await vmm.wait()).orderly
+
+
+async def test_nobody_in_the_guest(rig: Rig) -> None:
+    """A channel to a guest where nobody listens breaks, and does not hang."""
+    template = await rig.make_template()
+    rig.fake.set(agent=str(rig.root / "nobody"))
+    async with rig.woken("one", template, f"{1:032x}") as vmm:
+        for _ in range(2):
+            async with vmm.open_channel() as channel:
+                with pytest.raises(trio.BrokenResourceError, match="nobody listens"):
+                    await channel.receive_some()
+
+
+async def test_network_stack(rig: Rig) -> None:
+    """A network card on a network stack of the VMM's own is refused: there is none."""
+    template = await rig.make_template()
+    with pytest.raises(UnsupportedError, match="network stack"):
+        async with rig.woken("one", template, f"{1:032x}", nic=UserNic(restricted=True)):
+            pass
+    async with rig.woken("two", template, f"{1:032x}") as vmm:
+        with pytest.raises(UnsupportedError, match="cannot lead"):
+            await vmm.forward_port("127.0.0.1", 8080, 80)
+
+
+async def test_long_name(rig: Rig) -> None:
+    """A directory whose path is too long for a socket is refused, with what to do."""
+    template = await rig.make_template()
+    with pytest.raises(UnsupportedError, match="too long for a socket"):
+        async with rig.woken("x" * 100, template, f"{1:032x}"):
+            pass

@@ -1,0 +1,145 @@
+"""What only Firecracker needs: taps that it opens by name, its jailer, and what it saves."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+from vmm_harness import FAKES, Fake, Rig, ask
+
+from arrakis_rpc.errors import UnsupportedError
+from arrakisd.host.net import taps
+from arrakisd.host.net.bridge import make_bridge, remove_bridge
+from arrakisd.host.net.interface import TapNic
+from arrakisd.host.net.namespace import Namespace
+from arrakisd.host.net.taps import open_tap
+from arrakisd.host.processes import end_orphan, find_orphans, owned, owner_mark, spawn
+from arrakisd.host.vmm import firecracker, kvm_probe
+from arrakisd.network_config import NetworkConfig
+
+pytestmark = pytest.mark.parametrize("fake", ["firecracker"], indirect=True)
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may make taps and jails")
+
+
+def snapshots(rig: Rig) -> list[str]:
+    """Which kinds of snapshots the fake was asked for."""
+    calls = rig.fake.calls()
+    return [one.body["snapshot_type"] for one in calls if one.name == "PUT /snapshot/create"]
+
+
+@pytest.mark.parametrize(("swapped", "kinds"), [(False, ["Diff"]), (True, ["Diff", "Full"])])
+async def test_diff(
+    rig: Rig, swapped: bool, kinds: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a woken guest the changed pages are saved; all of them where some were swapped out."""
+    template = await rig.make_template()
+    monkeypatch.setattr(firecracker, "has_swapped", lambda _: swapped)
+    async with rig.woken("one", template, f"{1:032x}") as vmm:
+        await ask(vmm, "poke 2 22", "poke 1 0")
+        stored, layer, facts = await rig.snapshot("one", 1, vmm, template)
+        assert facts.changed_pages == 2
+    assert snapshots(rig) == ["Full", *kinds]
+    async with rig.woken("two", stored, layer) as vmm:
+        assert await ask(vmm, "peek 0", "peek 1", "peek 2") == [str(ord("k")), "0", "22"]
+
+
+@needs_root
+async def test_taps(rig: Rig) -> None:
+    """It opens a tap by name, another one when it wakes; both are gone when they are let go."""
+    pair = [open_tap("arkfake%d") for _ in range(2)]
+    nics = [TapNic(tap.fd, tap.name) for tap in pair]
+    template = await rig.make_template(nics[0])
+    async with rig.woken("one", template, f"{1:032x}", nic=nics[1]) as vmm:
+        assert await ask(vmm, "peek 1") == ["11"]
+    cards = [one.body for one in rig.fake.calls() if one.name.startswith("PUT /network-interfaces")]
+    assert [card["host_dev_name"] for card in cards] == [pair[0].name]
+    loads = [one.body for one in rig.fake.calls() if one.name == "PUT /snapshot/load"]
+    override = {"iface_id": "nic", "host_dev_name": pair[1].name}
+    assert [load["network_overrides"] for load in loads] == [[override]]
+    for tap in pair:
+        assert Path("/sys/class/net", tap.name).exists()
+        tap.close()
+        assert not Path("/sys/class/net", tap.name).exists()
+
+
+@needs_root
+@pytest.mark.usefixtures("fake")
+def test_taps_of_a_killed_daemon() -> None:
+    """Taps that a VMM has opened by name, and a killed daemon has left, go with its bridge."""
+    name = f"arkleft{os.getpid() % 10000}"
+    address = NetworkConfig().interface
+
+    def leave_and_remove() -> tuple[set[str], set[str]]:
+        make_bridge(name, address, "a daemon")
+        for number in range(2):
+            tap = open_tap(f"{name}-{number}")
+            fcntl.ioctl(tap.fd, taps._TUNSETPERSIST, 1)
+            tap.close()
+        left = {link for _, link in socket.if_nameindex()}
+        remove_bridge(name, "a daemon")
+        return left, {link for _, link in socket.if_nameindex()}
+
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        left, removed = Namespace(name).run_here(leave_and_remove)
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+    assert left - removed == {name, f"{name}-0", f"{name}-1"}
+
+
+@needs_root
+async def test_jail(rig: Rig, tmp_path: Path) -> None:
+    """With a jailer the whole life of a machine is in its jail, as the user it is given to."""
+    jailer = tmp_path / "jailer"
+    jailer.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKES / "run_jailer.py"} "$@"\n')
+    jailer.chmod(0o755)
+    rig.fake.defaults["firecracker_jailer"] = str(jailer)
+    rig.identity = (0, 0)
+    template = await rig.make_template()
+    async with rig.woken("one", template, f"{1:032x}") as vmm:
+        arguments = Path(f"/proc/{vmm.pid}/cmdline").read_bytes().split(b"\0")
+        assert f"--id={owner_mark()}".encode() in arguments
+        root = rig.directory("one") / "firecracker" / owner_mark() / "root"
+        assert Path(f"/proc/{vmm.pid}/cwd").readlink() == root
+        assert await ask(vmm, "peek 1", "poke 2 22", "write 6000 66") == ["11", "done", "done"]
+        stored, layer, facts = await rig.snapshot("one", 1, vmm, template)
+        assert facts.changed_pages == 1
+    async with rig.woken("two", stored, layer) as vmm:
+        assert await ask(vmm, "peek 1", "peek 2", "read 6000") == ["11", "22", "66"]
+    names = {Path(str(value)) for call in rig.fake.calls() for value in (call.body or {}).values()}
+    assert not [name for name in names if name.is_absolute()]
+
+
+async def test_no_jailer(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A jailer that is not there, or a namespace it could not be in, is told before a start."""
+    (tmp_path / "kvm").touch()
+    monkeypatch.setattr(kvm_probe, "_DEVICE", tmp_path / "kvm")
+    with pytest.raises(UnsupportedError, match="no-such-jailer is not installed"):
+        fake.driver(firecracker_jailer="no-such-jailer").check_host()
+    with pytest.raises(UnsupportedError, match="taps by name"):
+        fake.driver(network=NetworkConfig(namespace="elsewhere")).check_host()
+    nobody = {"firecracker_jailer": "true", "vmm_user": "no-such-user"}
+    with pytest.raises(UnsupportedError, match="runs as root"):
+        fake.driver(**nobody).check_host()
+
+
+@pytest.mark.usefixtures("fake")
+async def test_orphans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed daemon has left in a jail, without its environment, is found by its name."""
+    monkeypatch.setenv("ARRAKIS_CHILD_OF", str(tmp_path))
+    argv = ["env", "-i", "sh", "-c", "sleep 1000; true", owner_mark()]
+    async with owned(spawn(argv, output=tmp_path / "log")) as child:
+        cmdline = Path(f"/proc/{child.pid}/cmdline")
+        with trio.fail_after(30):
+            while not cmdline.read_bytes().startswith(b"sh\0"):  # noqa: ASYNC110 -- an exec
+                await trio.sleep(0.01)
+        assert await trio.to_thread.run_sync(find_orphans, str(tmp_path)) == [child.pid]
+        assert await trio.to_thread.run_sync(end_orphan, child.pid, str(tmp_path))
+        assert await child.wait() == -signal.SIGKILL
