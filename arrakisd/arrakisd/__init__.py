@@ -3,7 +3,8 @@
 Layers, each knowing only those to its left (enforced by import-linter)::
 
     config, states, paths  <-  host (vmm, memory, disks, checksums)  <-  store, agent
-        <-  machine  <-  supervisor  <-  service  <-  rpc_server  <-  daemon
+        <-  machine  <-  supervisor  <-  service  <-  rpc_session
+        <-  rpc_server  <-  daemon
 """
 
 from importlib.metadata import version

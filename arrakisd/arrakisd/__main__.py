@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -16,20 +18,26 @@ from .config import load_config
 from .daemon import run_daemon
 from .logs import configure_logs
 from .peer import domain_error_in
+from .sweep import sweep
 
 
 def main() -> None:
     """Run the daemon in the foreground."""
     flags = _parse()
+    settings = {"state_dir": flags.state, "socket": flags.socket, "http_address": flags.http}
+    read_config = partial(load_config, flags.config, settings, os.environ)
     try:
-        config = load_config(
-            flags.config, {"state_dir": flags.state, "socket": flags.socket}, os.environ
-        )
+        config = read_config()
         if flags.check_config:
             sys.stdout.write(config.to_toml())
             return
+        if flags.leftovers or flags.sweep:
+            found = sweep(config, remove=flags.sweep)
+            told = [{"kind": one.kind, "name": one.name} for one in found]
+            sys.stdout.write(f"{json.dumps(told)}\n")
+            return
         configure_logs(config.log_format, config.log_level)
-        trio.run(run_daemon, config)
+        trio.run(run_daemon, config, read_config)
     except (ArrakisError, ExceptionGroup) as problem:
         error = domain_error_in(problem)
         if error is None:
@@ -47,9 +55,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings, in TOML")
     parser.add_argument("--state", metavar="DIR", help="where images, snapshots and VMs are kept")
     parser.add_argument("--socket", metavar="PATH", help="where to listen")
+    parser.add_argument("--http", metavar="HOST:PORT", help="where to listen for HTTP, too")
     parser.add_argument(
         "--check-config", action="store_true", help="print the effective settings and exit"
     )
+    parser.add_argument(
+        "--leftovers", action="store_true", help="print what a killed daemon has left, and exit"
+    )
+    parser.add_argument("--sweep", action="store_true", help="remove it, print it, and exit")
     parser.add_argument("--version", action="version", version=f"arrakisd {__version__}")
     return parser.parse_args()
 

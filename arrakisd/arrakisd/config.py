@@ -12,18 +12,34 @@ import json
 import os
 import pwd
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from attrs import asdict, field, fields, frozen
-from attrs.validators import ge, in_, le
+from attrs import AttrsInstance, asdict, field, fields, frozen
+from attrs.validators import ge, in_, le, optional
 
 from arrakis_kernel import cache_directory
 from arrakis_rpc.converter import structure
 from arrakis_rpc.errors import InvalidParamsError
 
+from .health_config import HealthConfig
+from .http_config import HttpConfig
+from .limits_config import LimitsConfig
+from .network_config import NetworkConfig
+from .pool_config import PoolConfig
+from .snapshots_config import SnapshotsConfig
+
 DEFAULT_FILE = Path("/etc/arrakis/arrakisd.toml")
+
+_TABLES: dict[str, type[AttrsInstance]] = {
+    "network": NetworkConfig,
+    "http": HttpConfig,
+    "health": HealthConfig,
+    "limits": LimitsConfig,
+    "pool": PoolConfig,
+    "snapshots": SnapshotsConfig,
+}
 
 _ENVIRONMENT = {
     "ARRAKIS_SOCKET": "socket",
@@ -41,6 +57,10 @@ def _half_of_the_cores() -> int:
     return min(8, max(1, (os.cpu_count() or 1) // 2))
 
 
+def _usual_keys() -> list[str]:
+    return ["/etc/arrakis/authorized_keys", "~/.ssh/id_*.pub"]
+
+
 @frozen
 class Config:
     """Effective settings. Sizes in MiB, times in seconds."""
@@ -55,15 +75,31 @@ class Config:
     vmm: str = "auto"
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     qemu_binary: str = "qemu-system-x86_64"
+    cloud_hypervisor_binary: str = "cloud-hypervisor"
+    firecracker_binary: str = "firecracker"
+    firecracker_jailer: str | None = None
     vmm_user: str = "arrakis-vmm"
     vcpus: int = field(factory=_half_of_the_cores, validator=[ge(1), le(64)])
     memory_mib: int = field(default=1024, validator=ge(128))
     disk_mib: int = field(default=2048, validator=ge(64))
+    merge_layers: int = field(default=16, validator=ge(2))
     start_timeout: float = field(default=60.0, validator=ge(1))
     boot_timeout: float = field(default=600.0, validator=ge(1))
     stop_timeout: float = field(default=5.0, validator=ge(0))
-    log_format: str = field(default="auto", validator=in_(("auto", "json", "text")))
+    ttl: float | None = field(default=None, validator=optional(ge(0)))
+    idle_timeout: float | None = field(default=None, validator=optional(ge(0)))
+    on_timeout: Literal["stop", "suspend", "destroy"] = "suspend"
+    on_shutdown: Literal["stop", "suspend"] = "stop"
+    suspend_timeout: float = field(default=60.0, validator=ge(1))
+    ssh_authorized_keys: list[str] = field(factory=_usual_keys)
+    log_format: str = field(default="auto", validator=in_(("auto", "journal", "json", "text")))
     log_level: str = field(default="info", validator=in_(("debug", "info", "warning", "error")))
+    network: NetworkConfig = field(factory=NetworkConfig)
+    http: HttpConfig = field(factory=HttpConfig)
+    pool: PoolConfig = field(factory=PoolConfig)
+    snapshots: SnapshotsConfig = field(factory=SnapshotsConfig)
+    limits: LimitsConfig = field(factory=LimitsConfig)
+    health: HealthConfig = field(factory=HealthConfig)
 
     def vmm_identity(self) -> tuple[int, int] | None:
         """Uid and gid under which VMMs run; None for the daemon's own."""
@@ -89,12 +125,7 @@ class Config:
 
     def to_toml(self) -> str:
         """Give the settings in the form of the configuration file."""
-        lines = [
-            f"{key} = {_toml_value(value)}"
-            for key, value in asdict(self).items()
-            if value is not None
-        ]
-        return "\n".join(lines) + "\n"
+        return "".join(_toml_lines(asdict(self)))
 
 
 def load_config(
@@ -113,6 +144,9 @@ def load_config(
         settings |= _read(named or DEFAULT_FILE)
     settings |= {key: environment[var] for var, key in _ENVIRONMENT.items() if environment.get(var)}
     settings |= {key: value for key, value in flags.items() if value is not None}
+    if (address := settings.pop("http_address", None)) is not None:
+        table = settings.get("http")
+        settings["http"] = {**(table if isinstance(table, dict) else {}), "address": address}
     return structure(settings, Config)
 
 
@@ -124,17 +158,41 @@ def _read(file: Path) -> dict[str, Any]:
         raise InvalidParamsError(f"cannot read {file}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidParamsError(f"{file} is not TOML: {error}") from error
-    known = [attribute.name for attribute in fields(Config)]
-    for key in settings:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
-            raise InvalidParamsError(f"{file}: unknown key '{key}'", hint=hint)
+    _check_keys(settings, Config, str(file))
+    for name, kind in _TABLES.items():
+        if isinstance(table := settings.get(name), dict):
+            _check_keys(table, kind, f"{file}: [{name}]")
     return settings
 
 
+def _check_keys(table: Mapping[str, Any], kind: type[AttrsInstance], where: str) -> None:
+    known = [attribute.name for attribute in fields(kind)]
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+            raise InvalidParamsError(f"{where}: unknown key '{key}'", hint=hint)
+
+
+def _toml_lines(table: Mapping[str, Any]) -> Iterator[str]:
+    tables = {key: value for key, value in table.items() if isinstance(value, dict)}
+    for key, value in table.items():
+        if value is not None and key not in tables:
+            yield f"{key} = {_toml_value(value)}\n"
+    for key, value in tables.items():
+        yield f"\n[{key}]\n"
+        yield from _toml_lines(value)
+
+
 def _toml_value(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, str):
         # JSON's escapes are TOML's, too; DEL is all that only TOML wants escaped.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, dict):
+        pairs = (f"{key} = {_toml_value(item)}" for key, item in value.items())
+        return f"{{ {', '.join(pairs)} }}"
     return str(value)

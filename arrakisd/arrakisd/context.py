@@ -29,7 +29,10 @@ def unpack(archive: Path, target: Path) -> None:
     except tarfile.TarError as error:
         raise InvalidParamsError(f"the build context is no tar archive: {error}") from error
     except OSError as error:
-        raise ExhaustedError(f"the build context cannot be stored: {error}") from error
+        raise ExhaustedError(
+            f"the build context cannot be stored in {target}: {error.strerror}",
+            hint="make room, then build again",
+        ) from error
 
 
 def _unpack_entry(tar: tarfile.TarFile, entry: tarfile.TarInfo, root: Path) -> None:

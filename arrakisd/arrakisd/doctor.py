@@ -9,27 +9,30 @@ from pathlib import Path
 
 from arrakis_kernel import find_kernel
 from arrakis_rpc.daemon_api import Check
+from arrakis_rpc.errors import UnsupportedError
 
 from .config import Config, host_memory_mib
+from .health_config import LOW_DISK
+from .host.vmm.registry import DRIVERS
 
 _APT = "apt-get install --no-install-recommends"
-_LOW_DISK = 2 * 2**30
 
 _PROGRAMS = (
     # program, Debian package, needed for, required
     ("qemu-img", "qemu-utils", "disk layers", True),
     ("mkfs.ext4", "e2fsprogs", "templates", True),
     ("setpriv", "util-linux", "VMMs that end with the daemon", True),
+    ("nft", "nftables", "a network of mode 'bridge'", False),
     ("buildah", "buildah", "image builds", False),
     ("mkfs.erofs", "erofs-utils", "image builds", False),
     ("mmdebstrap", "mmdebstrap", "image builds without a registry", False),
 )
 
 
-def examine(config: Config) -> list[Check]:
-    """Check everything a VM needs. Blocks; use a thread."""
+def examine(config: Config, usual: str) -> list[Check]:
+    """Check everything a VM needs; ``usual`` is the hypervisor in use. Blocks; use a thread."""
     return [
-        _program(config.qemu_binary, "qemu-system-x86", "virtual machines", required=True),
+        *_hypervisors(config, usual),
         *(_program(*program) for program in _PROGRAMS),
         _kvm(),
         _kernel(config),
@@ -37,6 +40,20 @@ def examine(config: Config) -> list[Check]:
         _socket_group(config),
         *_resources(config),
     ]
+
+
+def _hypervisors(config: Config, chosen: str) -> Iterator[Check]:
+    """Tell of each whether it can be used, and of the one in use first."""
+    for name, factory in sorted(DRIVERS.items(), key=lambda item: item[0] != chosen):
+        driver = factory(config)
+        try:
+            version = driver.version()
+            driver.check_host()
+        except UnsupportedError as error:
+            yield Check(name, False, error.message, required=name == chosen, fix=error.hint)
+        else:
+            used = "; new machines run under it" if name == chosen else ""
+            yield Check(name, True, f"{version}{used}", required=name == chosen)
 
 
 def _program(name: str, package: str, purpose: str, required: bool) -> Check:
@@ -111,7 +128,7 @@ def _resources(config: Config) -> Iterator[Check]:
     free = shutil.disk_usage(state).free
     yield Check(
         "disk space",
-        free > _LOW_DISK,
+        free > LOW_DISK,
         f"{free // 2**20} MiB free for {config.state_dir}",
-        fix=None if free > _LOW_DISK else f"make room on the file system of {config.state_dir}",
+        fix=None if free > LOW_DISK else f"make room on the file system of {config.state_dir}",
     )

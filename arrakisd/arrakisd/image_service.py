@@ -18,13 +18,17 @@ from arrakis_rpc.connection import DataReceived, StreamEnded
 from arrakis_rpc.daemon_api import ImageBuild, ImageInfo, ImageList
 
 from .context import unpack
-from .peer import CallStreams
+from .host.files import room_needed
+from .streams import Streams
 
 _BACKLOG = 256
-_HINT_BASE = "scripts/setup builds the 'base' image; 'arrakis image list' shows what there is"
+_HINT_NAMES = (
+    "scripts/setup builds the 'base' image, with --with-desktop also 'desktop'; "
+    "'arrakis image list' shows what there is"
+)
 
 _TRANSLATION: tuple[tuple[type[Exception], type[errors.ArrakisError], str | None], ...] = (
-    (image_errors.ImageNotFoundError, errors.NotFoundError, _HINT_BASE),
+    (image_errors.ImageNotFoundError, errors.NotFoundError, _HINT_NAMES),
     (image_errors.ImageNameError, errors.InvalidParamsError, None),
     (image_errors.ImageDamagedError, errors.IntegrityError, "build the image again"),
     (image_errors.ImageSpaceError, errors.ExhaustedError, "make room, then build again"),
@@ -71,12 +75,19 @@ class ImageService:
         with translated():
             await self._store.collect(in_use)
 
-    async def build(
-        self, params: ImageBuild, streams: CallStreams, progress: Progress
-    ) -> ImageInfo:
+    async def prune(self, *, dry_run: bool) -> ImageList:
+        """Delete the images that have no name and no user; list them."""
+        with translated():
+            images = await self._store.prune(dry_run=dry_run)
+        return ImageList(images=[_described(image) for image in images])
+
+    async def build(self, params: ImageBuild, streams: Streams, progress: Progress) -> ImageInfo:
         """Build an image from the context that comes as a tar stream."""
         self._scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._scratch, prefix="context-") as directory:
+        with (
+            room_needed(self._scratch.parent),
+            tempfile.TemporaryDirectory(dir=self._scratch, prefix="context-") as directory,
+        ):
             context = Path(directory) / "context"
             await _receive_context(streams, Path(directory) / "context.tar", context)
             dockerfile = _inside(context, params.dockerfile)
@@ -106,7 +117,7 @@ class ImageService:
         return _described(image)
 
 
-async def _receive_context(streams: CallStreams, archive: Path, target: Path) -> None:
+async def _receive_context(streams: Streams, archive: Path, target: Path) -> None:
     with archive.open("wb") as file:
         while not isinstance(event := await streams.receive(), StreamEnded):
             if isinstance(event, DataReceived):

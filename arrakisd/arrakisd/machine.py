@@ -1,37 +1,57 @@
-"""One VM's whole life, in one task with one nursery.
+"""One VM, from its start to its end, in one task with one nursery.
 
-Inside the scope live the VMM process, its console pump, the agent's session and the disk
-layer. When the scope ends, for whatever reason, all of them are gone.
+Inside the scope are its place in the network and the lives of its guest: one, and for the
+moment of a rollback two. When the scope ends, for whatever reason, all of them are gone.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    suppress,
+)
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import structlog
 import trio
-from attrs import frozen
 
-from arrakis_rpc.daemon_api import Failure, VmInfo
-from arrakis_rpc.errors import ArrakisError, CancelledError, InternalError, NotFoundError, VmmError
-from arrakis_rpc.guest_api import ExecSpec
+from arrakis_rpc.daemon_api import Failure, VmInfo, VmLimits
+from arrakis_rpc.errors import (
+    ArrakisError,
+    CancelledError,
+    InternalError,
+    InvalidStateError,
+    NotFoundError,
+    VmmError,
+)
+from arrakis_rpc.guest_api import ExecSpec, Identity
+from arrakis_rpc.network_api import VmNetwork
 
+from .admission import Room
 from .agent import GuestAgent
-from .config import Config
+from .connecting import described, first_request, same_again, to_save
 from .deadlines import deadline
-from .host.disks import active_layer, make_empty_layer
-from .host.vmm.interface import Driver, LaunchSpec, Restore, SnapshotTarget, Vmm
-from .identity import make_identity
-from .manifest import DEVICE_STATE, EMPTY_LAYER, PAGES, Manifest
-from .paths import StatePaths
+from .heartbeat import Heartbeat
+from .host.net.interface import Plug, no_network
+from .host.processes import private_memory_mib
+from .identity import make_identity, read_authorized_keys, renamed, woken_again
+from .life import Life
+from .limits import Limits
+from .manifest import Manifest
 from .peer import domain_error_in
+from .saving import Saving, publish, publish_suspended, wait_savable
 from .states import StateMachine, VmState
-from .store import Store
+from .surroundings import Surroundings
+from .suspended import SuspendedVm
+from .warm import WarmGuests
 
 _CLEANUP_DEADLINE = 10.0
 _CHANGE_DEADLINE = 60.0
@@ -40,54 +60,78 @@ _AGENT_DEADLINE = 10.0
 log = structlog.get_logger()
 
 
-@frozen
-class Surroundings:
-    """What every machine of this daemon works with."""
-
-    config: Config
-    paths: StatePaths
-    store: Store
-
-
 class Machine:
-    """A VM that is woken from a template or snapshot. `run` is its life."""
+    """A VM that is woken from a template or snapshot, or was ``suspended``. `run` is all of it."""
 
     def __init__(
-        self, name: str, source: Manifest, driver: Driver, surroundings: Surroundings
+        self,
+        name: str,
+        source: Manifest,
+        guests: WarmGuests,
+        surroundings: Surroundings,
+        wish: VmNetwork,
+        suspended: SuspendedVm | None = None,
+        limits: VmLimits | None = None,
     ) -> None:
         self.name = name
-        self.created = time.time()
+        self.created = suspended.created if suspended else time.time()
         self.states = StateMachine(name)
         self.failure: Failure | None = None
         self.ended = trio.Event()
-        self._driver = driver
+        self.limits = Limits(suspended.limits if suspended else limits, surroundings.config)
+        self.room: Room | None = None
+        self.on_timeout: Callable[[], None] = lambda: None
+        self._heartbeat = Heartbeat(surroundings.config.health)
+        self.on_heartbeat: Callable[[bool], None] = lambda _: None
+        self._guests = guests
         self._config = surroundings.config
-        self._paths = surroundings.paths
         self._store = surroundings.store
-        self._stands_on = source
-        self._layers = [layer.id for layer in source.layers]
-        self._layer = new_layer_id()
+        self._surroundings = surroundings
+        self._network = surroundings.network
+        self._connection = (
+            suspended.connection if suspended else first_request(name, source, wish, surroundings)
+        )
+        self._source = source
         self._changing = trio.Lock()
         self._changes: trio.CancelScope | None = None
         self._scope = trio.CancelScope()
-        self._vmm: Vmm | None = None
-        self._agent: GuestAgent | None = None
+        self._lives: trio.Nursery
+        self._life: Life | None = None
+        self._identity = suspended.identity if suspended else None
+        self._plug: Plug | None = None
 
     @property
     def agent(self) -> GuestAgent:
         """The guest's agent. Legal while the VM runs; else `InvalidStateError`."""
         self.states.require(VmState.RUNNING)
-        assert self._agent is not None
-        return self._agent
+        return self._present.agent
+
+    @property
+    def _present(self) -> Life:
+        assert self._life is not None
+        return self._life
+
+    @property
+    def plug(self) -> Plug:
+        """Its place in the network. Legal while the VM runs or is paused."""
+        self.states.require(VmState.RUNNING, VmState.PAUSED)
+        if self._plug is None:
+            raise no_network(self.name)
+        return self._plug
+
+    @property
+    def stands_on(self) -> Manifest:
+        """The template or snapshot that it was woken from, or saved as, last."""
+        return self._life.source if self._life else self._source
 
     @property
     def template(self) -> str:
         """Id of the template at its root."""
-        return self._stands_on.template
+        return self.stands_on.template
 
     def info(self) -> VmInfo:
         """Describe the VM as it is now. Legal in every state."""
-        shape = self._stands_on.shape
+        shape = self.stands_on.shape
         return VmInfo(
             name=self.name,
             status=self.states.state.value,
@@ -96,24 +140,61 @@ class Machine:
             memory_mib=shape.memory_mib,
             disk_mib=shape.disk_mib,
             created=self.created,
-            snapshot=self._store.present_parent(self._stands_on),
-            pid=self._vmm.pid if self._vmm else None,
+            template=self.template,
+            snapshot=self._store.present_parent(self.stands_on),
+            pid=self._life.vmm.pid if self._life else None,
+            limits=self.limits.info(),
+            **described(self._plug),
             failure=self.failure,
+            unresponsive_since=self.unresponsive_since,
         )
+
+    @property
+    def unresponsive_since(self) -> float | None:
+        """Since when its guest has not answered, in Unix time; None for one that does."""
+        if self.states.state is not VmState.RUNNING:
+            return None
+        return self._heartbeat.silent_since(self._present.agent)
+
+    def _to_be_asked(self) -> GuestAgent | None:
+        is_still = self.states.state is not VmState.RUNNING or self._changing.locked()
+        return None if is_still else self._present.agent
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Wake the guest, give it its identity, and keep it until `end` or its own end.
+
+        A VM that is suspended is started without a guest, which `resume` wakes.
 
         Before ``started`` any error or cancellation undoes everything and comes out; after
         it, errors are kept in ``failure``.
         """
         started = False
         try:
-            with self._scope, self._store.hold(self._layers):
-                async with self._directory() as directory, self._life(directory):
-                    started = True
-                    task_status.started()
-                    await trio.sleep_forever()
+            with self._scope:
+                async with self._network.plug(self._connection) as plug:
+                    if plug is not None:
+                        plug.in_use = self.limits.in_use
+                    self._plug = plug
+                    async with trio.open_nursery() as lives:
+                        self._lives = lives
+                        lives.start_soon(self.limits.watch, lambda: self.on_timeout())
+                        lives.start_soon(
+                            self._heartbeat.watch,
+                            self._to_be_asked,
+                            lambda one: self.on_heartbeat(one),
+                        )
+                        if self._source.suspended:
+                            self.states.move(VmState.SUSPENDED)
+                        else:
+                            await lives.start(self._live, self._source)
+                            if plug is not None:
+                                await plug.connect()
+                            if self.states.state is VmState.STOPPED:
+                                await trio.sleep_forever()  # it ends already, and will say why
+                            self.states.move(VmState.RUNNING)
+                            self.limits.begin()
+                        started = True
+                        task_status.started()
             if not started:
                 raise CancelledError(f"VM '{self.name}' was destroyed while it started")
         except Exception as error:
@@ -121,98 +202,100 @@ class Machine:
                 raise await self._startup_error(error) from error
             self._note_failure(error)
         finally:
-            if self.states.state is VmState.CREATED:  # not even its directory could be made
-                self.states.move(VmState.STOPPED)
+            self._allow_nothing()
+            self._source, self._life, self._plug = self.stands_on, None, None
             try:
                 with trio.move_on_after(_CLEANUP_DEADLINE, shield=True):
                     await trio.to_thread.run_sync(self._store.collect_layers)
             except OSError as error:
                 log.warning("disk layers were not collected", reason=str(error))
             finally:
+                self._leave_room()
                 self.ended.set()
 
-    @asynccontextmanager
-    async def _life(self, directory: Path) -> AsyncIterator[None]:
-        try:
-            async with self._awake(directory):
-                self.states.move(VmState.RUNNING)
-                yield
-        finally:
+    def _leave_room(self) -> None:
+        """Let others have the memory and the vCPUs of a guest that is no more."""
+        if self.room is not None:
+            self.room.give_back()
+            self.room = None
+
+    def _allow_nothing(self) -> None:
+        """Let nothing more be begun with the VM, and cancel what was."""
+        if self.states.state is not VmState.STOPPED:
             self.states.move(VmState.STOPPED)
-            if self._changes is not None:
-                self._changes.cancel()
-            self._vmm = self._agent = None
+        if self._changes is not None:
+            self._changes.cancel()
 
-    @asynccontextmanager
-    async def _directory(self) -> AsyncIterator[Path]:
-        directory = self._paths.vm(self.name)
-        layer = active_layer(directory, self._layer)
+    async def _live(self, source: Manifest, task_status: trio.TaskStatus[Life]) -> None:
+        """Wake a guest, and keep it until its life is over. The first is the VM's at once."""
+        async with self._guests.take(self.name, source, self._connection.egress) as life:
+            is_first, was_awake = self.states.state is VmState.CREATED, life.is_awake
+            if is_first:
+                self._life = life
+            try:
+                with self._store.hold(life.held):
+                    life.source = source = self._store.current(source, life.held)
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._watch, life)
+                        async with trio.open_nursery() as waking:
+                            if is_first and self._plug is not None:
+                                waking.start_soon(self._plug.attach, life.standby.nic, life.vmm)
+                            if not was_awake:
+                                verify = self._store.verify
+                                waking.start_soon(trio.to_thread.run_sync, verify, source)
+                                await life.wake(self._store, self._config)
+                        limit = self._config.start_timeout
+                        if was_awake:
+                            await life.become(self.name, self._identify, limit)
+                        else:
+                            await life.settle(nursery, self._identify, limit)
+                        task_status.started(life)
+                        await life.over.wait()
+                        nursery.cancel_scope.cancel()
+            finally:
+                life.kill()  # before the rules that hold it go
+                with trio.move_on_after(_CLEANUP_DEADLINE, shield=True):
+                    await self._end(life)
 
-        def make() -> None:
-            directory.mkdir(mode=0o700, parents=True)
-            shutil.copyfile(self._store.directory(self._stands_on) / EMPTY_LAYER, layer)
-            self._config.give_to_vmm(layer)
-            self._config.give_to_vmm(directory)
+    def _identify(self, asleep: float) -> Identity:
+        """Give the VM's identity, to a guest that has slept for some seconds."""
+        network = self._plug.guest if self._plug else None
+        if self._identity is None:
+            keys = read_authorized_keys(self._config.ssh_authorized_keys)
+            self._identity = make_identity(self.name, network, asleep, keys)
+        else:
+            self._identity = woken_again(self._identity, asleep, network)
+        return self._identity
 
-        try:
-            await trio.to_thread.run_sync(make)
-            yield directory
-        finally:
-            with trio.move_on_after(_CLEANUP_DEADLINE, shield=True):
-                await trio.to_thread.run_sync(shutil.rmtree, directory, True)
+    async def _end(self, life: Life) -> None:
+        if life is self._life:
+            self._allow_nothing()
+            async with self._changing:  # a change may still write to its directory
+                await life.standby.end()
+        else:
+            await life.standby.end()
 
-    @asynccontextmanager
-    async def _awake(self, directory: Path) -> AsyncIterator[None]:
-        source = self._stands_on
-        stored = self._store.directory(source)
-        spec = LaunchSpec(
-            name=self.name,
-            directory=directory,
-            vcpus=source.shape.vcpus,
-            memory_mib=source.shape.memory_mib,
-            memory_file=self._store.memory_file(source),
-            root_image=Path(source.shape.root_image),
-            disk=active_layer(directory, self._layer),
-            accelerator=source.shape.accelerator,
-            source=Restore(
-                device_state=stored / DEVICE_STATE,
-                pages=None if source.is_template else stored / PAGES,
-            ),
-            identity=self._config.vmm_identity(),
-        )
-        async with self._driver.launch(spec) as vmm, trio.open_nursery() as nursery:
-            self._vmm = vmm
-            nursery.start_soon(self._watch, vmm)
-            async with trio.open_nursery() as waking:
-                waking.start_soon(trio.to_thread.run_sync, self._store.verify, source)
-                await vmm.start()
-            token = bytes.fromhex(source.resync_token)
-            self._agent = GuestAgent(self.name, vmm.open_channel, token)
-            nursery.start_soon(self._agent.run)
-            identity = make_identity(self.name)
-            await self._agent.call_first("identity.apply", identity, self._config.start_timeout)
-            with deadline(_AGENT_DEADLINE, f"setting the clock of VM '{self.name}'"):
-                await self._agent.set_clock()
-            yield
-            nursery.cancel_scope.cancel()
-
-    async def _watch(self, vmm: Vmm) -> None:
-        end = await vmm.wait()
+    async def _watch(self, life: Life) -> None:
+        end = await life.vmm.wait()
+        if life.over.is_set():
+            return
         if end.orderly and self.states.state is VmState.RUNNING:
             self._scope.cancel()  # the guest powered itself off
             return
-        self.failure = Failure(reason=end.how, console=vmm.last_words())
-        raise VmmError("\n".join([end.how, *self.failure.console]), vm=self.name)
+        words = life.vmm.last_words()
+        if life is self._life:
+            self.failure = Failure(reason=end.how, console=words)
+        raise VmmError("\n".join([end.how, *words]), vm=self.name)
 
     async def _startup_error(self, error: Exception) -> ArrakisError:
         cause = domain_error_in(error)
-        if not self._store.has(self._stands_on):
+        if not self._store.has(self.stands_on):
             return NotFoundError(
-                f"'{self._stands_on.id}' was deleted while VM '{self.name}' was started from it",
+                f"'{self.stands_on.id}' was deleted while VM '{self.name}' was started from it",
                 vm=self.name,
             )
         try:
-            await trio.to_thread.run_sync(self._store.verify, self._stands_on)
+            await trio.to_thread.run_sync(self._store.verify, self.stands_on)
         except ArrakisError as damage:  # be it that a VMM, fed with it, was quicker to fail
             return damage
         if cause is None:
@@ -250,28 +333,53 @@ class Machine:
     async def pause(self) -> None:
         """Halt the vCPUs. Legal while RUNNING."""
         async with self._change(VmState.RUNNING):
-            assert self._vmm is not None
             with self._uncut("pausing"):
-                await self._vmm.pause()
+                await self._present.vmm.pause()
                 self.states.move(VmState.PAUSED)
 
-    async def resume(self) -> None:
-        """Let the vCPUs go on. Legal while PAUSED."""
-        async with self._change(VmState.PAUSED):
-            assert self._vmm is not None
-            with self._uncut("resuming"):
-                await self._vmm.resume()
-                self.states.move(VmState.RUNNING)
-            await self._catch_up()
+    async def resume(self, room: Room | None = None) -> None:
+        """Let the vCPUs go on, or wake the guest. Legal while PAUSED or SUSPENDED.
 
-    async def _catch_up(self) -> None:
-        """Set the clock of a guest that stood still; that it is late breaks nothing else."""
-        assert self._agent is not None
-        try:
-            with trio.fail_after(_AGENT_DEADLINE):
-                await self._agent.set_clock()
-        except (ArrakisError, trio.TooSlowError) as error:
-            log.warning("the guest's clock is late", vm=self.name, reason=str(error))
+        A guest that is woken takes ``room``, which is the caller's until it is awake.
+        """
+        async with self._change(VmState.PAUSED, VmState.SUSPENDED):
+            if self.states.state is VmState.SUSPENDED:
+                await self._wake_up(room)
+                return
+            with self._uncut("resuming"):
+                await self._present.vmm.resume()
+                self.states.move(VmState.RUNNING)
+            await self._present.catch_up()
+            with suppress(ArrakisError, trio.TooSlowError), trio.fail_after(_AGENT_DEADLINE):
+                await self._tell_name()  # if it was renamed meanwhile
+
+    async def rename(self, name: str, enter: Callable[[], None]) -> None:
+        """Take another name, under which ``enter`` lists the VM. Legal while RUNNING or PAUSED.
+
+        A paused guest is told when it goes on. If the guest cannot be told, nothing changes.
+        """
+        async with self._change(VmState.RUNNING, VmState.PAUSED):
+            former, identity = self.name, self._identity
+            assert identity is not None
+            self._identity = renamed(identity, name)
+            try:
+                if self.states.state is VmState.RUNNING:
+                    with deadline(_AGENT_DEADLINE, f"renaming VM '{former}'", shield=True):
+                        await self._tell_name()
+            except BaseException:
+                self._identity = identity
+                raise
+            enter()
+            if self.room is not None:
+                self.room.vm = name
+            self.name = self.states.vm = self._present.vm = self._present.agent.vm = name
+            if self._plug is not None:
+                self._plug.rename(name)
+        log.info("VM renamed", vm=name, former=former)
+
+    async def _tell_name(self) -> None:
+        assert self._identity is not None
+        await self._present.rename(self._identity)
 
     async def end(self) -> None:
         """End the VM at once. Legal in every state; returns when nothing of it is left."""
@@ -295,6 +403,38 @@ class Machine:
         else:
             await self.ended.wait()
 
+    async def rollback(self, target: Manifest, unless: Callable[[], bool] = lambda: False) -> bool:
+        """Go back to a snapshot of this VM's own past. Legal while RUNNING or PAUSED.
+
+        The VM goes on until the saved guest is awake; if that fails, it is as it was. Gives
+        whether it is done: ``unless`` is asked before anything is.
+        """
+        async with self._change(VmState.RUNNING, VmState.PAUSED):
+            if unless():
+                return False
+            life: Life = await self._lives.start(self._live, target)
+            try:
+                with self._uncut("rolling back"):
+                    await self._go_on_as(life)
+            finally:
+                if life is not self._life:
+                    life.over.set()
+        return True
+
+    async def _go_on_as(self, life: Life) -> None:
+        former, self._life = self._present, life
+        former.over.set()
+        try:
+            await former.standby.gone.wait()  # two must never have one address
+            if self._plug is not None:
+                await self._plug.attach(life.standby.nic, life.vmm)
+                await self._plug.connect()
+        except BaseException:
+            self._scope.cancel()  # a machine without its network is none
+            raise
+        if self.states.state is VmState.PAUSED:
+            self.states.move(VmState.RUNNING)
+
     async def snapshot(self, snapshot_id: str, label: str) -> Manifest:
         """Keep the VM as it is now. Legal while RUNNING or PAUSED; the state stays.
 
@@ -302,55 +442,148 @@ class Machine:
         snapshot is durable; if anything fails there is none, and the VM goes on.
         """
         async with self._change(VmState.RUNNING, VmState.PAUSED):
-            assert self._agent is not None
-            await self._agent.wait_ready(_AGENT_DEADLINE)
-            with self._store.hold(self._layers), self._store.scratch() as parts:
-                return await self._snapshot_into(parts, snapshot_id, label)
+            life = self._present
+            await wait_savable(life, self._surroundings)
+            async with self._disk_for(life):
+                with self._store.scratch() as parts:
+                    saved = await self._save(parts, life, snapshot_id, label)
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._catch_up, life)
+                        kept = await publish(life, self._surroundings, parts, saved)
+            self._surroundings.merger.request(kept)
+            return kept
 
-    async def _snapshot_into(self, parts: Path, snapshot_id: str, label: str) -> Manifest:
-        assert self._vmm is not None
-        assert self._agent is not None
-        source, next_layer = self._stands_on, new_layer_id()
-        directory = self._paths.vm(self.name)
-        next_disk, device_state = active_layer(directory, next_layer), directory / DEVICE_STATE
-        await make_empty_layer(parts / EMPTY_LAYER, self._layer, source.shape.disk_mib)
-        # Made ready in a place of root's own: the VMM could put a link into its directory.
-        shutil.copyfile(parts / EMPTY_LAYER, parts / next_disk.name)
-        self._config.give_to_vmm(parts / next_disk.name)
-        (parts / next_disk.name).rename(next_disk)
-        target = SnapshotTarget(device_state, parts / PAGES, next_disk)
-        with self._uncut("snapshotting"):
-            async with self._agent.quiet():
-                token = self._agent.resync_token
-                facts = await self._vmm.snapshot(target)
-        self._layers.append(self._layer)
-        try:
-            self._store.freeze_layer(self._layer, active_layer(directory, self._layer))
-        except OSError:
-            self._scope.cancel()  # the guest writes to a layer that no later snapshot would know
-            raise
-        self._layer = next_layer
-        shutil.move(device_state, parts / DEVICE_STATE)
+    @asynccontextmanager
+    async def moment(self) -> AsyncIterator[Manifest]:
+        """Keep the VM as it is now during a block, in which siblings can be woken from it.
+
+        Legal while RUNNING or PAUSED; the state stays. The VM goes on at once.
+        """
+        with ExitStack() as kept:
+            parts = kept.enter_context(self._store.scratch())
+            async with self._change(VmState.RUNNING, VmState.PAUSED):
+                life = self._present
+                await wait_savable(life, self._surroundings)
+                async with self._disk_for(life):
+                    manifest = await self._save(parts, life, f"fork-{secrets.token_hex(8)}", "")
+                moment = self._store.moment(parts, manifest, manifest.layers, life.frozen)
+                life.source, life.frozen = kept.enter_context(moment), []
+                source = life.source
+                kept.enter_context(self._store.hold([layer.id for layer in source.layers]))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._catch_up, life)
+                yield source
+                nursery.cancel_scope.cancel()
+        self._surroundings.merger.request(source)
+
+    def _disk_for(self, life: Life) -> AbstractAsyncContextManager[None]:
+        """Save the guest in a block, if what it may take is not too much."""
+        # Pages that changed are the process's own. To suspend a VM is never too much: that it
+        # cannot be would cost all that is in it.
+        return self._surroundings.quotas.disk(private_memory_mib(life.vmm.pid))
+
+    async def _save(self, parts: Path, life: Life, new_id: str, label: str = "") -> Manifest:
+        catch_up = partial(self._catch_up, life)
+        network = to_save(self._plug, self._connection.mbit)
+        saving = Saving(new_id, label, network, catch_up, self._scope.cancel)
+        return await saving.save(life, self._surroundings, parts)
+
+    async def _catch_up(self, life: Life) -> None:
         if self.states.state is VmState.RUNNING:
-            await self._catch_up()
-        manifest = Manifest(
-            id=snapshot_id,
-            template=source.template,
-            parent=self._store.present_parent(source),
-            shape=source.shape,
-            created=time.time(),
-            resync_token=token.hex(),
-            vm=self.name,
-            label=label,
-            changed_pages=facts.changed_pages,
-            pause=facts.pause,
-        )
-        self._stands_on = await trio.to_thread.run_sync(
-            self._store.publish, parts, manifest, source.layers, self._layers
-        )
-        return self._stands_on
+            await life.catch_up()
 
+    async def suspend(
+        self, *, resumes: bool = False, unless: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Keep the VM on disk, and end its process. Legal while RUNNING or PAUSED.
 
-def new_layer_id() -> str:
-    """Make an id for a disk layer."""
-    return os.urandom(16).hex()
+        Gives whether it is done: ``unless`` is asked in the last moment before anything is.
+
+        What clients do in it is cut off. If it fails, the VM goes on as it was. ``resumes`` is
+        whether the VM is to go on as soon as a next daemon does.
+        """
+        async with self._change(VmState.RUNNING, VmState.PAUSED):
+            life = self._present
+            await wait_savable(life, self._surroundings)
+            await self._catch_up(life)
+            if unless():
+                return False
+            async with self._standing_still(life) as ran:
+                vm = self._as_suspended(resumes and ran)
+                with self._store.scratch() as parts:
+                    saved = await self._save(parts, life, uuid4().hex)
+                    kept = await publish_suspended(life, self._surroundings, parts, saved, vm)
+            await self._let_go(life, kept)
+        return True
+
+    @asynccontextmanager
+    async def _standing_still(self, life: Life) -> AsyncIterator[bool]:
+        """Pause the VM for a block, which begins where nobody can begin anything in it.
+
+        Gives whether it ran. Only if the block fails it goes on.
+        """
+        ran = self.states.state is VmState.RUNNING
+        if ran:
+            self.states.move(VmState.PAUSED)
+        try:
+            if ran:
+                with self._uncut("pausing"):
+                    await life.vmm.pause()
+            yield ran
+        except BaseException:
+            if ran and self.states.state is VmState.PAUSED:
+                with trio.move_on_after(_CHANGE_DEADLINE, shield=True):
+                    await life.vmm.resume()
+                    self.states.move(VmState.RUNNING)
+                    await life.catch_up()
+            raise
+
+    def _as_suspended(self, resumes: bool) -> SuspendedVm:
+        assert self._identity is not None
+        connection = same_again(self.name, self._connection, self._plug)
+        limits = self.limits.values
+        return SuspendedVm(self.name, self.created, self._identity, connection, limits, resumes)
+
+    async def _let_go(self, life: Life, kept: Manifest) -> None:
+        """Take what was just stored for the VM, and end its guest."""
+        try:
+            self.states.move(VmState.SUSPENDED)
+        except InvalidStateError:  # destroyed meanwhile
+            with trio.move_on_after(_CHANGE_DEADLINE, shield=True):
+                await trio.to_thread.run_sync(self._store.delete, kept)
+            raise
+        self._source, self._life = kept, None
+        self.limits.halt()
+        life.over.set()
+        with self._uncut("suspending"):
+            await life.standby.gone.wait()
+            self._leave_room()
+            if self._plug is not None:
+                await self._plug.detach()
+
+    async def _wake_up(self, room: Room | None) -> None:
+        """Go on where the VM was suspended. If it fails, it stays suspended."""
+        kept = self._source
+        life: Life = await self._lives.start(self._live, kept)
+        try:
+            with self._uncut("resuming"):
+                if self._plug is not None:
+                    await self._plug.attach(life.standby.nic, life.vmm)
+                    await self._plug.connect()
+            self.states.move(VmState.RUNNING)
+            self.limits.begin()
+            self._life, self.room = life, room
+        finally:
+            if life is not self._life:
+                life.over.set()
+                with trio.move_on_after(_CHANGE_DEADLINE, shield=True):
+                    await life.standby.gone.wait()
+                    if self._plug is not None:
+                        await self._plug.detach()
+        with self._uncut("resuming"):
+            await trio.to_thread.run_sync(self._store.delete, kept)
+
+    async def forget(self) -> None:
+        """Delete what is stored of a VM that was suspended when it ended."""
+        if self._source.suspended:
+            await trio.to_thread.run_sync(self._store.delete, self._source)

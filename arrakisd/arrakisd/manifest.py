@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,19 @@ from attrs import asdict, field, frozen
 
 from arrakis_rpc.converter import structure
 from arrakis_rpc.errors import IntegrityError
+from arrakis_rpc.network_api import Egress, PortRequest
 
 from .host.files import sync
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 MEMORY = "memory"
 PAGES = "pages"
 DEVICE_STATE = "device-state"
 EMPTY_LAYER = "empty-layer.qcow2"
+SUSPENDED_VM = "vm"
+
+UNSEALED = ""
 
 _DIGEST = "digest"
 
@@ -38,11 +43,25 @@ class Shape:
     vmm: str
     vmm_version: str
     accelerator: str
+    network: str = "none"
+
+
+@frozen
+class SavedNetwork:
+    """How a VM was connected when it was saved."""
+
+    ip: str
+    egress: Egress
+    ports: list[PortRequest]
+    mbit: int | None = None
 
 
 @frozen
 class StoredFile:
-    """Size and checksum of one file, and how many bytes it takes on disk, without holes."""
+    """Size and checksum of one file, and how many bytes it takes on disk, without holes.
+
+    The checksum is ``UNSEALED``, and ``allocated`` is not known, until it is on the disk.
+    """
 
     size: int
     digest: str
@@ -51,18 +70,30 @@ class StoredFile:
 
 @frozen
 class Layer:
-    """A frozen disk layer."""
+    """What changed since the layer below: a frozen disk layer, and pages if memory was saved.
+
+    ``files`` also has an empty disk layer for those that go on from here. ``level`` is how
+    often layers were merged to make it.
+    """
 
     id: str
-    file: StoredFile
+    files: dict[str, StoredFile]
+    level: int = 0
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether it is on the disk, with checksums. Those that a manifest names always are."""
+        return all(part.digest != UNSEALED for part in self.files.values())
 
 
 @frozen
 class Manifest:
-    """What is known of a template or a snapshot.
+    """What is known of a template, a snapshot, or a suspended VM.
 
     ``template`` is the id of the template at the root, for a template its own. ``parent`` is
     the snapshot before this one, or None. ``layers`` are in order from the bottom.
+    ``halted`` is when the guest's clocks stopped.
+    ``suspended`` is one that belongs to a VM, which is not running meanwhile.
     ``resync_token`` (hexadecimal) opens the first session with the agent that sleeps in it.
     """
 
@@ -71,6 +102,7 @@ class Manifest:
     parent: str | None
     shape: Shape
     created: float
+    halted: float
     resync_token: str
     layers: list[Layer] = field(factory=list)
     vm: str = ""
@@ -78,6 +110,8 @@ class Manifest:
     changed_pages: int = 0
     pause: float = 0.0
     boot: float = 0.0
+    network: SavedNetwork | None = None
+    suspended: bool = False
     files: dict[str, StoredFile] = field(factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -89,8 +123,13 @@ class Manifest:
     @property
     def bytes(self) -> int:
         """What its own parts and its topmost layer take on disk, in bytes."""
-        parts = [*self.files.values(), self.layers[-1].file]
+        parts = [*self.files.values(), *self.layers[-1].files.values()]
         return sum(part.allocated for part in parts)
+
+
+def new_layer_id() -> str:
+    """Make an id for a layer."""
+    return os.urandom(16).hex()
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -23,9 +23,13 @@ class StatePaths:
         self.images = root / "images"
         self.templates = root / "templates"
         self.snapshots = root / "snapshots"
+        self.suspended = root / "suspended"
         self.layers = root / "layers"
         self.vms = root / "vms"
         self.scratch = root / "scratch"
+        self.network = root / "network"
+        self.tokens = root / "tokens"
+        self.groups = root / "groups"
         self.lock = root / "lock"
 
     def vm(self, name: str) -> Path:
@@ -35,6 +39,10 @@ class StatePaths:
     def snapshot(self, snapshot_id: str) -> Path:
         """Directory of a published snapshot."""
         return _below(self.snapshots, snapshot_id)
+
+    def suspension(self, suspension_id: str) -> Path:
+        """Directory of a VM that is suspended."""
+        return _below(self.suspended, suspension_id)
 
     def template(self, template_id: str) -> Path:
         """Directory of a published template."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ from arrakis_rpc.connection import (
     DataReceived,
     Event,
     Role,
+    StreamEnded,
 )
 from arrakis_rpc.errors import (
     ArrakisError,
@@ -36,8 +37,11 @@ from arrakis_rpc.errors import (
     ProtocolError,
 )
 
+from .budget import memory_of
+
 _QUEUED_FRAMES = 8
 _QUEUED_NOTES = 32
+QUEUED_NOTE_BYTES = 64 * 1024
 _READ_SIZE = 256 * 1024
 
 
@@ -48,8 +52,11 @@ class CallStreams:
         self._peer = peer
         self.call_id = call_id
         self._inbox, self._events = trio.open_memory_channel[Event](math.inf)
-        self._notes = 0
+        self._notes = self._note_bytes = 0
+        self.channels: tuple[str, ...] | None = None
         self.listens = True
+        self.is_refused = False
+        self.judge: Callable[[ArrakisError], ArrakisError] = lambda error: error
         self._credit = trio.Event()
 
     async def receive(self) -> Event:
@@ -63,6 +70,9 @@ class CallStreams:
             raise self._peer.lost() from error
         if isinstance(event, CallNotified):
             self._notes -= 1
+            self._note_bytes -= memory_of(event.params)
+        if isinstance(event, CallFailed):
+            return CallFailed(event.call_id, self.judge(event.error))
         return event
 
     async def send(self, channel: str, data: bytes) -> None:
@@ -103,13 +113,21 @@ class CallStreams:
             self._credit.set()
             self._credit = trio.Event()
             return
+        if self.is_refused:
+            return  # it was sent before the refusal could be known
         if isinstance(event, (CallNotified, DataReceived)) and not self.listens:
             raise ProtocolError("this call takes neither data nor notifications")
+        if isinstance(event, DataReceived | StreamEnded) and not self._knows(event.channel):
+            raise ProtocolError(f"this call takes nothing on a channel {event.channel!r}")
         if isinstance(event, CallNotified):
             self._notes += 1
-            if self._notes > _QUEUED_NOTES:
+            self._note_bytes += memory_of(event.params)
+            if self._notes > _QUEUED_NOTES or self._note_bytes > QUEUED_NOTE_BYTES:
                 raise ProtocolError("more notifications than anyone reads")
         self._inbox.send_nowait(event)
+
+    def _knows(self, channel: str) -> bool:
+        return self.channels is None or channel in self.channels
 
     def close(self) -> None:
         """Wake whoever waits: nothing more will come."""

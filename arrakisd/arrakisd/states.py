@@ -8,18 +8,20 @@ from arrakis_rpc.errors import InvalidStateError
 
 
 class VmState(Enum):
-    """Where a VM is in its life; the values are those of the Go program."""
+    """Where a VM is in its life; all values but SUSPENDED are those of the Go program."""
 
     CREATED = "CREATED"
     RUNNING = "RUNNING"
     PAUSED = "PAUSED"
+    SUSPENDED = "SUSPENDED"
     STOPPED = "STOPPED"
 
 
 _LEGAL = {
-    VmState.CREATED: {VmState.RUNNING, VmState.STOPPED},
+    VmState.CREATED: {VmState.RUNNING, VmState.SUSPENDED, VmState.STOPPED},
     VmState.RUNNING: {VmState.PAUSED, VmState.STOPPED},
-    VmState.PAUSED: {VmState.RUNNING, VmState.STOPPED},
+    VmState.PAUSED: {VmState.RUNNING, VmState.SUSPENDED, VmState.STOPPED},
+    VmState.SUSPENDED: {VmState.RUNNING, VmState.STOPPED},
     VmState.STOPPED: set(),
 }
 
@@ -27,6 +29,7 @@ _HINTS = {
     VmState.CREATED: "it is still starting; wait until its start has returned",
     VmState.RUNNING: "it is running; pause it first",
     VmState.PAUSED: "it is paused; resume it first",
+    VmState.SUSPENDED: "it is suspended to disk; resume it first",
     VmState.STOPPED: "it has ended for good; destroy it, and start another or restore a snapshot",
 }
 
@@ -35,7 +38,7 @@ class StateMachine:
     """One VM's state, which changes only along the legal ways."""
 
     def __init__(self, vm: str) -> None:
-        self._vm = vm
+        self.vm = vm
         self.state = VmState.CREATED
 
     def require(self, *states: VmState) -> None:
@@ -43,8 +46,8 @@ class StateMachine:
         if self.state not in states:
             required = " or ".join(state.value for state in states)
             raise InvalidStateError(
-                f"VM '{self._vm}' is {self.state.value}, this needs {required}",
-                vm=self._vm,
+                f"VM '{self.vm}' is {self.state.value}, this needs {required}",
+                vm=self.vm,
                 state=self.state.value,
                 required=required,
                 hint=_HINTS[self.state],
