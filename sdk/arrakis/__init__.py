@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from arrakis_rpc.daemon_api import Event as Event
     from arrakis_rpc.daemon_api import Progress as Progress
+    from arrakis_rpc.errors import AccessDeniedError as AccessDeniedError
     from arrakis_rpc.errors import AlreadyExistsError as AlreadyExistsError
     from arrakis_rpc.errors import ArrakisError as ArrakisError
     from arrakis_rpc.errors import CancelledError as CancelledError
@@ -46,9 +47,17 @@ if TYPE_CHECKING:
     from arrakis_rpc.errors import VmmError as VmmError
     from arrakis_rpc.guest_api import FileStat as FileStat
     from arrakis_rpc.guest_api import Pty as Pty
+    from arrakis_rpc.network_api import Forward as Forward
+    from arrakis_rpc.network_api import PortRequest as PortRequest
 
+    from .desktop import Desktop as Desktop
+    from .desktop import Screenshot as Screenshot
+    from .explore import Branch as Branch
+    from .explore import Exploration as Exploration
+    from .explore import ExplorationFailedError as ExplorationFailedError
     from .files import Files as Files
     from .manager import SandboxManager as SandboxManager
+    from .network import Ports as Ports
     from .process import CommandFailedError as CommandFailedError
     from .process import Completed as Completed
     from .process import Process as Process
@@ -63,14 +72,23 @@ _HOMES = {
     "Process": "arrakis.process",
     "Completed": "arrakis.process",
     "CommandFailedError": "arrakis.process",
+    "Desktop": "arrakis.desktop",
+    "Screenshot": "arrakis.desktop",
+    "Branch": "arrakis.explore",
+    "Exploration": "arrakis.explore",
+    "ExplorationFailedError": "arrakis.explore",
     "Files": "arrakis.files",
+    "Ports": "arrakis.network",
     "Transfer": "arrakis.trees",
     "Event": "arrakis_rpc.daemon_api",
     "Progress": "arrakis_rpc.daemon_api",
     "FileStat": "arrakis_rpc.guest_api",
     "Pty": "arrakis_rpc.guest_api",
+    "Forward": "arrakis_rpc.network_api",
+    "PortRequest": "arrakis_rpc.network_api",
     **dict.fromkeys(
         (
+            "AccessDeniedError",
             "AlreadyExistsError",
             "ArrakisError",
             "CancelledError",

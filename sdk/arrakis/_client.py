@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from arrakis_rpc.connection import CallNotified
@@ -11,9 +10,10 @@ from arrakis_rpc.converter import structure
 from arrakis_rpc.daemon_api import Progress
 from arrakis_rpc.operations import DAEMON
 
+from ._address import Address
 from ._call import Call
 from ._pool import Pool
-from ._wire import find_socket, understand
+from ._wire import understand
 
 OnProgress = Callable[[Progress], None]
 
@@ -21,13 +21,13 @@ OnProgress = Callable[[Progress], None]
 class Client:
     """All that the public classes need of a daemon."""
 
-    def __init__(self, socket: str | os.PathLike[str] | None = None) -> None:
-        self._pool = Pool(find_socket(socket))
+    def __init__(self, address: Address) -> None:
+        self._pool = Pool(address)
 
     @property
-    def socket(self) -> str:
-        """The path of the daemon's socket."""
-        return self._pool.path
+    def address(self) -> Address:
+        """Where the daemon is."""
+        return self._pool.address
 
     def open(self, method: str, params: dict[str, Any] | None = None) -> Call:
         """Begin a call. Its parameters are checked here, where the mistake was made."""
@@ -55,10 +55,19 @@ class Client:
             if body is not None:
                 _send_body(call, *body, progress)
             while (item := call.take()) is not None:
-                _report(item, progress)
+                report(item, progress)
             return call.result()
         finally:
             call.close()
+
+    def pages(self, method: str) -> Iterator[Any]:
+        """Give the pages of a list, each asked for when the one before has been used."""
+        after: str | None = None
+        while True:
+            page = self.call(method, without_none(after=after))
+            yield page
+            if (after := page.next) is None:
+                return
 
     def close(self) -> None:
         """Close the idle connections. Calls that run go on, new ones are refused."""
@@ -71,13 +80,14 @@ def _send_body(
     for chunk in chunks:
         call.send(channel, chunk)
         while (item := call.take_nowait()) is not None:
-            _report(item, progress)
+            report(item, progress)
         if call.is_over:
             return
     call.end(channel)
 
 
-def _report(item: object, progress: OnProgress | None) -> None:
+def report(item: object, progress: OnProgress | None) -> None:
+    """Tell a caller of something that the daemon sent, if it is progress."""
     if progress is not None and isinstance(item, CallNotified) and item.method == "call.progress":
         progress(understand(item.params, Progress))
 

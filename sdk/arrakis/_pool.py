@@ -8,6 +8,7 @@ from weakref import WeakSet
 
 from arrakis_rpc.errors import InvalidStateError
 
+from ._address import Address
 from ._wire import Wire
 
 _MAX_IDLE = 16
@@ -15,10 +16,10 @@ _pools: WeakSet[Pool] = WeakSet()
 
 
 class Pool:
-    """Hands out connections to one socket, and keeps those that come back."""
+    """Hands out connections to one daemon, and keeps those that come back."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, address: Address) -> None:
+        self.address = address
         self._closed = False
         self._lock = threading.Lock()
         self._idle: list[Wire] = []
@@ -37,7 +38,7 @@ class Pool:
             if wire.is_reusable:
                 return wire
             wire.close()
-        return Wire(self.path)
+        return Wire(self.address)
 
     def give(self, wire: Wire) -> None:
         """Take back a connection, or close it when it cannot be used again."""

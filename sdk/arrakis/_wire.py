@@ -12,7 +12,7 @@ import select
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arrakis_rpc import PROTOCOL_VERSION
 from arrakis_rpc.connection import CallFailed, CallSucceeded, Connection, Event, Role
@@ -26,8 +26,11 @@ from arrakis_rpc.errors import (
 )
 
 from . import __version__
+from ._address import Address, UnixAddress
 
-DEFAULT_SOCKET = "/run/arrakis/arrakisd.sock"
+if TYPE_CHECKING:
+    from ._remote import Carrier
+
 CONNECT_SECONDS = 10.0
 GREETING_SECONDS = 30.0
 _RECEIVE = 256 * 1024
@@ -35,11 +38,6 @@ _START_HINT = (
     "start the daemon: 'sudo arrakisd', in another terminal; "
     "if its socket is elsewhere, set ARRAKIS_SOCKET"
 )
-
-
-def find_socket(path: str | os.PathLike[str] | None = None) -> str:
-    """Give the path of the daemon's socket: argument, else ``ARRAKIS_SOCKET``, else default."""
-    return os.fspath(path or os.environ.get("ARRAKIS_SOCKET") or DEFAULT_SOCKET)
 
 
 def connect(path: str) -> socket.socket:
@@ -88,6 +86,14 @@ def _explained(error: OSError, path: str) -> ConnectionLostError:
     return ConnectionLostError(message, hint=_START_HINT)
 
 
+def _connect_to(address: Address) -> tuple[socket.socket, Carrier | None]:
+    if isinstance(address, UnixAddress):
+        return connect(address.path), None
+    from ._remote import connect as connect_by_http  # what it needs takes a while to load
+
+    return connect_by_http(address, CONNECT_SECONDS)
+
+
 def understand(value: object, kind: Any) -> Any:
     """Structure what the daemon said; a form that is not the agreed one is its fault."""
     try:
@@ -102,13 +108,13 @@ def understand(value: object, kind: Any) -> Any:
 class Wire:
     """A connection, used by one call at a time."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, address: Address) -> None:
+        self._address = address
         self._pid = os.getpid()
         self._connection = Connection(Role.CALLER)
         self._unsent = bytearray()
         self._peer_gone = False
-        self._socket = connect(path)
+        self._socket, self._carrier = _connect_to(address)
         self._greeting: int | None = self.start_call(
             "system.hello",
             {"versions": [PROTOCOL_VERSION], "client": f"arrakis-python/{__version__}"},
@@ -135,11 +141,11 @@ class Wire:
         """Whether another call can be made: nothing is under way in either direction."""
         return (
             self._greeting is None
-            and not self._unsent
-            and not self._peer_gone
             and self._pid == os.getpid()
             and self._socket.fileno() >= 0
-            and not _poll(self._socket.fileno(), select.POLLIN, 0.0)
+            and self._is_quiet()
+            and not self._unsent
+            and not self._peer_gone
         )
 
     def fileno(self) -> int:
@@ -154,7 +160,7 @@ class Wire:
 
     def queue(self, data: bytes) -> None:
         """Put bytes behind those that wait to be sent."""
-        self._unsent += data
+        self._unsent += self._carrier.wrap(data) if self._carrier else data
 
     def flush(self) -> None:
         """Send what the socket takes now. A peer that is gone is noticed in `receive`."""
@@ -181,7 +187,7 @@ class Wire:
             patience = self._greeted_by - time.monotonic()
             if patience <= 0:
                 raise ConnectionLostError(
-                    f"what listens at {self._path} did not answer for {GREETING_SECONDS:g} s",
+                    f"what listens at {self._address} did not answer for {GREETING_SECONDS:g} s",
                     hint="look at the daemon's log",
                 )
             seconds = patience if seconds is None else min(seconds, patience)
@@ -202,11 +208,13 @@ class Wire:
             raise self._lost(str(error)) from error
         if not data:
             raise self._lost("it closed the connection")
-        for event in self._connection.receive(data):
+        for event in self._connection.receive(self._unwrap(data)):
             if self._greeting is not None:
                 self._check_greeting(event)
             else:
                 yield event
+        if self._carrier and self._carrier.ended:
+            raise self._lost(self._carrier.ended)
 
     def wake(self) -> None:
         """Make a `wait_ready` in another thread return; the connection is then useless."""
@@ -219,6 +227,27 @@ class Wire:
         In a child of the process that opened it this closes a copy, and cancels nothing.
         """
         self._socket.close()
+
+    def _unwrap(self, data: bytes) -> bytes:
+        if self._carrier is None:
+            return data
+        data = self._carrier.unwrap(data)
+        self._unsent += self._carrier.replies()
+        return data
+
+    def _is_quiet(self) -> bool:
+        """Whether nothing has come since the last answer; answers what only asks for a sign."""
+        has_come = _poll(self._socket.fileno(), select.POLLIN, 0.0)
+        if self._carrier is None:
+            return not has_come
+        try:
+            data = self._socket.recv(_RECEIVE) if has_come else None
+            if data is not None and (not data or self._unwrap(data) or self._carrier.ended):
+                return False
+        except (OSError, ProtocolError):
+            return False
+        self.flush()
+        return True
 
     def _check_process(self) -> None:
         if self._pid != os.getpid():
@@ -244,9 +273,14 @@ class Wire:
 
     def _lost(self, reason: str) -> ConnectionLostError:
         return ConnectionLostError(
-            f"lost the daemon at {self._path}: {reason}",
-            hint="its log says why; " + _START_HINT,
+            f"lost the daemon at {self._address}: {reason}",
+            hint="its log says why; " + self._hint(),
         )
+
+    def _hint(self) -> str:
+        if isinstance(self._address, UnixAddress):
+            return _START_HINT
+        return "see whether arrakisd still runs there; a revoked token ends connections, too"
 
 
 def _poll(descriptor: int, events: int, seconds: float | None) -> bool:

@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from types import TracebackType
 
 from arrakis_rpc.connection import CallNotified
 from arrakis_rpc.daemon_api import (
     Event,
+    OnTimeout,
+    OnUnresponsive,
     SystemDoctor,
     SystemHealth,
     SystemInfo,
     VmInfo,
     VmList,
 )
-from arrakis_rpc.errors import InvalidParamsError, UnsupportedError
+from arrakis_rpc.network_api import PortRequest
 
+from ._address import UnixAddress, find_address
 from ._call import Call
 from ._client import Client, OnProgress, without_none
 from ._wire import understand
+from .network import network_params
 from .sandbox import Sandbox
-from .stores import Images, Snapshots, Templates
+from .stores import Images, Snapshots, Templates, Tokens
 
 
 class SandboxManager:
-    """A daemon, reached through its Unix socket.
+    """A daemon, reached through its Unix socket or by HTTP.
 
-    The socket is the argument, else ``ARRAKIS_SOCKET``, else /run/arrakis/arrakisd.sock.
+    ``base_url`` is like ``http://127.0.0.1:7000`` or ``https://example.com:7000``, and
+    ``token`` is what ``arrakis token create`` printed there. Who gives neither that nor a
+    ``socket`` gets the daemon that the environment names: ``ARRAKIS_URL``, else
+    ``ARRAKIS_SOCKET``, else /run/arrakis/arrakisd.sock. Where no token is given it is the
+    password in the URL, else ``ARRAKIS_TOKEN``. With ``https`` the daemon's certificate is
+    verified, by the CAs in ``ca_file`` or ``ARRAKIS_CA_FILE`` where one is named, else by those
+    of this host. All methods do the same over both.
+
     Making a manager connects to nothing; every method raises `ConnectionLostError` when
-    the daemon is not there. Threads may share a manager. Closing it is good manners, not
-    a duty: it only closes connections that are idle.
+    the daemon is not there, and `AccessDeniedError` where it does not take the token.
+    Threads may share a manager. Closing it is good manners, not a duty: it only closes
+    connections that are idle.
     """
 
     def __init__(
@@ -40,34 +52,32 @@ class SandboxManager:
         token: str | None = None,
         *,
         socket: str | os.PathLike[str] | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
     ) -> None:
-        if base_url is not None and base_url.startswith(("http://", "https://")):
-            raise UnsupportedError(
-                "this version reaches a daemon through its Unix socket only",
-                hint="run on the daemon's host, with SandboxManager() or socket=PATH",
-            )
-        if base_url is not None or token is not None:
-            raise InvalidParamsError(
-                "a base_url begins with http:// or https://, and a token belongs to it",
-                hint="for a Unix socket, use SandboxManager(socket=PATH)",
-            )
-        self._client = Client(socket)
+        address = find_address(base_url, token, socket=socket, ca_file=ca_file)
+        self._client = Client(address)
 
     @property
-    def socket(self) -> str:
-        """The path of the daemon's socket."""
-        return self._client.socket
+    def address(self) -> str:
+        """Where the daemon is: the path of its socket, or its URL, without a token."""
+        return str(self._client.address)
+
+    @property
+    def socket(self) -> str | None:
+        """The path of the daemon's socket; None where it is reached by HTTP."""
+        address = self._client.address
+        return address.path if isinstance(address, UnixAddress) else None
 
     # Sandboxes
 
     def list_all(self) -> list[Sandbox]:
-        """Give all sandboxes, in the order of their creation."""
+        """Give all sandboxes, by name."""
         return [Sandbox(self._client, vm.name) for vm in self.describe_all()]
 
     def describe_all(self) -> list[VmInfo]:
-        """Give what `Sandbox.info` gives of all sandboxes, by one call, as objects."""
-        found: VmList = self._client.call("vm.list")
-        return found.vms
+        """Give what `Sandbox.info` gives, of all sandboxes, as objects."""
+        pages: Iterator[VmList] = self._client.pages("vm.list")
+        return [vm for page in pages for vm in page.vms]
 
     def get(self, name: str) -> Sandbox:
         """Give a sandbox by its name. Raises `NotFoundError`."""
@@ -79,14 +89,41 @@ class SandboxManager:
         self._client.call("vm.destroy_all")
 
     def restore(
-        self, vm_name: str, snapshot_id: str, *, progress: OnProgress | None = None
+        self,
+        vm_name: str,
+        snapshot_id: str,
+        *,
+        egress: str | Sequence[str] | None = None,
+        ports: Sequence[int | str | PortRequest] | None = None,
+        ttl: float | None = None,
+        idle_timeout: float | None = None,
+        on_timeout: OnTimeout | None = None,
+        on_unresponsive: OnUnresponsive | None = None,
+        progress: OnProgress | None = None,
     ) -> Sandbox:
         """Make a new sandbox called ``vm_name`` from a snapshot, running as it was then.
+
+        ``egress`` and ``ports`` are as in `start_sandbox`. None keeps what was in force when
+        the snapshot was taken; the host's ports are other ones then. So are ``ttl``,
+        ``idle_timeout``, ``on_timeout`` and ``on_unresponsive``, for which None is the daemon's
+        default.
 
         Raises `NotFoundError` for the snapshot, `AlreadyExistsError` for the name,
         `IntegrityError` when the stored data is damaged, and as `start_sandbox` does.
         """
-        self._client.call("vm.start", {"name": vm_name, "snapshot": snapshot_id}, progress=progress)
+        limits = without_none(
+            ttl=ttl,
+            idle_timeout=idle_timeout,
+            on_timeout=on_timeout,
+            on_unresponsive=on_unresponsive,
+        )
+        params = without_none(
+            name=vm_name,
+            snapshot=snapshot_id,
+            network=network_params(egress, ports),
+            limits=limits or None,
+        )
+        self._client.call("vm.start", params, progress=progress)
         return Sandbox(self._client, vm_name)
 
     def start_sandbox(
@@ -100,22 +137,48 @@ class SandboxManager:
         kernel: str | None = None,
         initramfs: str | None = None,
         rootfs: str | None = None,
+        vmm: str | None = None,
         entry_point: str | None = None,
+        egress: str | Sequence[str] | None = None,
+        ports: Sequence[int | str | PortRequest] | None = None,
+        ttl: float | None = None,
+        idle_timeout: float | None = None,
+        on_timeout: OnTimeout | None = None,
+        on_unresponsive: OnUnresponsive | None = None,
         progress: OnProgress | None = None,
     ) -> Sandbox:
         """Start a sandbox; it is RUNNING and answers when this returns.
 
         A name is up to 63 letters, digits, ``-``, ``_`` and ``.``. None takes the daemon's
-        default. ``kernel``, ``initramfs`` and ``rootfs`` are paths on the daemon's host.
+        default. ``kernel``, ``initramfs`` and ``rootfs`` are paths on the daemon's host; ``vmm`` is
+        the hypervisor: ``"qemu"``, ``"cloud-hypervisor"`` or ``"firecracker"``.
         ``entry_point`` is a command that is started in the background. The first start of
         a shape boots it, which takes a minute or so: ``progress`` is then called with
         `Progress` (``text``, ``step``, ``total``); whatever it raises ends the start.
 
-        Raises `AlreadyExistsError` for the name, `NotFoundError` for image, kernel or
-        rootfs, `ExhaustedError` when memory, disk or addresses do not suffice,
+        ``egress`` is what the sandbox may connect to: ``"none"``, ``"internet"``, or a list
+        of targets as `Sandbox.set_egress` takes it. ``ports`` are forwarded to it, in place
+        of the daemon's usual ones: a guest port (``8000``), ``"HOST:GUEST"``, or a
+        `PortRequest` that has a description, too. See `Ports.add`.
+
+        ``ttl`` is how many seconds it may live, ``idle_timeout`` how many it may be unused. What
+        happens then is ``on_timeout``: ``"suspend"``, ``"stop"`` or ``"destroy"``. 0 is no limit.
+        ``on_unresponsive`` is what happens when it does not answer any more: ``"leave"``,
+        ``"restore"`` or ``"destroy"``. See `Sandbox.set_limits`.
+
+        Raises `AlreadyExistsError` for the name or a host port, `NotFoundError` for image,
+        kernel or rootfs, `ExhaustedError` when memory, disk, ports or addresses do not
+        suffice, `UnsupportedError` for ports where the daemon has no network and for a
+        hypervisor that cannot be used there,
         `VmmError` and `GuestError` when it does not come up. Nothing is left of it then,
         nor when the caller is interrupted.
         """
+        limits = without_none(
+            ttl=ttl,
+            idle_timeout=idle_timeout,
+            on_timeout=on_timeout,
+            on_unresponsive=on_unresponsive,
+        )
         params = without_none(
             name=name,
             image=image,
@@ -125,7 +188,10 @@ class SandboxManager:
             kernel=kernel,
             initramfs=initramfs,
             rootfs=rootfs,
+            vmm=vmm,
             entry_point=entry_point,
+            network=network_params(egress, ports),
+            limits=limits or None,
         )
         self._client.call("vm.start", params, progress=progress)
         return Sandbox(self._client, name)
@@ -146,6 +212,11 @@ class SandboxManager:
     def templates(self) -> Templates:
         """The daemon's templates."""
         return Templates(self._client)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The tokens of clients that come by HTTP."""
+        return Tokens(self._client)
 
     # The daemon itself
 

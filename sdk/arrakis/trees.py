@@ -16,6 +16,7 @@ import secrets
 import stat as modes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from attrs import define, evolve, field
@@ -194,6 +195,19 @@ def _download_file(
         os.unlink(aside, dir_fd=directory)
         raise
     tally.end()
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file during a block; it is there whole when that ends well, and not before."""
+    aside = path.with_name(f".arrakis-{secrets.token_hex(8)}")
+    try:
+        with aside.open("xb") as file:
+            yield file
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

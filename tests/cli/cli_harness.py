@@ -10,6 +10,7 @@ from scripted_daemon import HEALTH, VM, Peer, Script, Server, answering
 
 from arrakis.cli.main import run
 from arrakis_rpc.connection import CallReceived
+from arrakis_rpc.errors import NotFoundError
 
 Start = Callable[[Script], Server]
 
@@ -25,6 +26,14 @@ SNAPSHOT = {
     "vcpus": 1,
     "changed_pages": 3,
     "pause": 0.0123,
+}
+DIFFERENCE = {
+    "files": [
+        {"path": "/a", "change": "added", "kind": "file", "size": 2048},
+        {"path": "/b", "change": "removed", "kind": "directory", "size": 0},
+    ],
+    "processes": [{"pid": 7, "change": "removed", "command": "sleep 9"}],
+    "complete": True,
 }
 IMAGE = {
     "name": "mine",
@@ -46,6 +55,8 @@ TEMPLATE = {
     "boot": 65.0,
     "bytes": 9,
 }
+FORWARD = {"guest_port": 8000, "host_port": 20000, "description": "web", "published": True}
+GUI = {"guest_port": 5901, "host_port": 20001, "description": "gui", "published": False}
 INFO = {
     "daemon": "0.1.0",
     "pid": 7,
@@ -67,20 +78,40 @@ EVERYTHING = {
     "vm_info": VM,
     "vm_stop": VM,
     "vm_pause": VM,
+    "vm_suspend": VM,
+    "vm_set_limits": VM,
     "vm_resume": VM,
     "vm_destroy": {},
     "vm_destroy_all": {},
     "vm_fork": {"vms": [{**VM, "name": "left"}, {**VM, "name": "right"}]},
+    "vm_rollback": VM,
+    "vm_rename": VM,
     "snapshot_create": SNAPSHOT,
+    "snapshot_diff": DIFFERENCE,
+    "snapshot_export": {},
+    "snapshot_import": {"id": "before", "new": ["before"], "present": []},
     "snapshot_list": {"snapshots": [SNAPSHOT]},
     "snapshot_info": SNAPSHOT,
     "snapshot_delete": {},
+    "port_list": {"ports": [FORWARD, GUI]},
+    "port_add": FORWARD,
+    "port_remove": {},
+    "egress_set": {},
+    "desktop_scroll": {},
+    "desktop_type": {},
+    "desktop_key": {},
+    # Only some images have it; those who run anything else say what comes of it.
+    "exec_run": NotFoundError("there is no program 'desktop-password'"),
     "image_list": {"images": [IMAGE]},
     "image_build": IMAGE,
     "image_delete": {},
+    "image_prune": {"images": [IMAGE]},
     "template_delete": {},
     "template_list": {"templates": [TEMPLATE]},
     "template_build": TEMPLATE,
+    "token_create": {"name": "laptop", "token": "ark_secret"},
+    "token_list": {"tokens": [{"name": "laptop", "created": 1.0, "used": None}]},
+    "token_revoke": {},
 }
 
 
@@ -91,7 +122,7 @@ class Cli:
         self._scripted = scripted
         self._capfd = capfd
         self.asked: list[tuple[str, dict[str, Any]]] = []
-        self.socket = ""
+        self._options: list[str] = []
 
     def serve(self, **changes: Any) -> None:
         def remembering(result: Any) -> Any:
@@ -103,15 +134,28 @@ class Cli:
 
         answers = {**EVERYTHING, **changes}
         script = answering(**{name: remembering(result) for name, result in answers.items()})
-        self.socket = str(self._scripted(script).path)
+        self._options = self._scripted(script).options
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        code = run(["--socket", self.socket, *arguments])
+        code = run([*self._options, *arguments])
         return (code, *self._capfd.readouterr())
 
+    def asks(
+        self, line: str, method: str, params: dict[str, Any], output: str | None = None
+    ) -> None:
+        """Assert what a command line asks first, that it succeeds, and what it prints, if given."""
+        code, out, err = self(*line.split())
+        assert (code, err) == (0, "")
+        assert self.asked[0] == (method, params)
+        assert output is None or out == output
 
-@pytest.fixture
-def arrakis(scripted: Start, capfd: pytest.CaptureFixture[str]) -> Cli:
-    cli = Cli(scripted, capfd)
+
+@pytest.fixture(params=["unix", "http"])
+def arrakis(
+    start_scripted: Callable[[Script, str], Server],
+    capfd: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> Cli:
+    cli = Cli(lambda script: start_scripted(script, request.param), capfd)
     cli.serve()
     return cli

@@ -45,14 +45,14 @@ class OnTerminal:
         os.write(self.master, data)
 
     def expect(self, text: bytes) -> None:
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while text not in self.seen:
             assert time.monotonic() < until, self.seen
             if select.select([self.master], [], [], 0.1)[0]:
                 self.seen += os.read(self.master, 4096)
 
     def end(self) -> int:
-        code = self.process.wait(10)
+        code = self.process.wait(60)
         while select.select([self.master], [], [], 0)[0]:
             self.seen += os.read(self.master, 4096)
         return code

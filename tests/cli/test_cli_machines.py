@@ -71,9 +71,10 @@ def test_shell_is_a_real_terminal(
     """In the shell there is job control, a size, and an end at exit."""
     call("start box")
     screen = terminal(Path(manager.socket), "shell", "box")
-    screen.type(b"tty; stty size; sleep 100\n")
+    screen.type(b"tty; stty size; sh -c 'echo be''ginning; exec sleep 100'\n")
     screen.expect(b"/dev/pts/")
     screen.expect(b"30 90")
+    screen.expect(b"beginning")  # earlier, the shell would still have the terminal, and swallow ^C
     screen.type(b"\x03")
     screen.type(b"echo $((40 + 2))\n")
     screen.expect(b"42")

@@ -220,5 +220,8 @@ def test_shells_can_complete(tmp_path: Path) -> None:
     assert done.stdout.split() == [
         b"plain,snapshot",
         b"plain,snapshot-delete",
+        b"plain,snapshot-diff",
+        b"plain,snapshot-export",
+        b"plain,snapshot-import",
         b"plain,snapshots",
     ]

@@ -13,6 +13,7 @@ from cli_harness import IMAGE, Cli
 from scripted_daemon import VM, Peer
 
 from arrakis_rpc.connection import CallReceived
+from arrakis_rpc.errors import NotFoundError
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,8 @@ from arrakis_rpc.connection import CallReceived
     [
         ("start box", "vm.start", {"name": "box"}, "started box at 10.20.1.2/24\n"),
         (
-            "start -n box -k /k -i /i -r /r -e run --image mine --vcpus 2 --memory 512 --disk 64",
+            "start -n box -k /k -i /i -r /r -e run --image mine --vcpus 2 --memory 512 --disk 64 "
+            "--vmm qemu",
             "vm.start",
             {
                 "name": "box",
@@ -32,6 +34,7 @@ from arrakis_rpc.connection import CallReceived
                 "vcpus": 2,
                 "memory_mib": 512,
                 "disk_mib": 64,
+                "vmm": "qemu",
             },
             "started box at 10.20.1.2/24\n",
         ),
@@ -41,6 +44,19 @@ from arrakis_rpc.connection import CallReceived
         ("restore box --id before", "vm.start", {"name": "box", "snapshot": "before"}, None),
         ("stop -n box", "vm.stop", {"name": "box"}, "stopped box\n"),
         ("pause box", "vm.pause", {"name": "box"}, "paused box\n"),
+        (
+            "limits box --ttl 1.5h --idle-timeout none --on-timeout stop",
+            "vm.set_limits",
+            {"name": "box", "limits": {"ttl": 5400.0, "idle_timeout": 0.0, "on_timeout": "stop"}},
+            "no limits\n",
+        ),
+        (
+            "start box --ttl 90 --idle-timeout 10m",
+            "vm.start",
+            {"name": "box", "limits": {"ttl": 90.0, "idle_timeout": 600.0}},
+            None,
+        ),
+        ("suspend box", "vm.suspend", {"name": "box"}, "suspended box\n"),
         ("resume box", "vm.resume", {"name": "box"}, "resumed box\n"),
         ("destroy box", "vm.destroy", {"name": "box"}, "destroyed box\n"),
         ("destroy-all", "vm.destroy_all", {}, "destroyed all machines\n"),
@@ -51,17 +67,49 @@ from arrakis_rpc.connection import CallReceived
             {"name": "box", "count": 2, "names": ["left", "right"]},
             "left\nright\n",
         ),
+        (
+            "rollback box before",
+            "vm.rollback",
+            {"name": "box", "snapshot": "before"},
+            "box is back at before\n",
+        ),
+        (
+            "rename box other --replace",
+            "vm.rename",
+            {"name": "box", "to": "other", "replace": True},
+            "box is other now\n",
+        ),
         ("snapshot box", "snapshot.create", {"vm": "box"}, "before\n"),
         ("snapshot -n box -o before", "snapshot.create", {"vm": "box", "id": "before"}, "before\n"),
         ("snapshot -n box -i before", "snapshot.create", {"vm": "box", "id": "before"}, "before\n"),
+        ("snapshot diff", "snapshot.create", {"vm": "diff"}, "before\n"),
+        ("snapshot diff --label a", "snapshot.create", {"vm": "diff", "label": "a"}, "before\n"),
+        (
+            "snapshot diff before after",
+            "snapshot.diff",
+            {"before": "before", "after": "after"},
+            "+ /a  2.0 KiB\n- /b  directory\n- [7] sleep 9\n",
+        ),
+        ("snapshot-diff a b --json", "snapshot.diff", {"before": "a", "after": "b"}, None),
         (
             "snapshot-delete before -r",
             "snapshot.delete",
             {"id": "before", "recursive": True},
             "deleted before\n",
         ),
+        (
+            "desktop box scroll 640 400 0 -3",
+            "desktop.scroll",
+            {"vm": "box", "x": 640, "y": 400, "dx": 0, "dy": -3},
+            "done: scroll\n",
+        ),
+        ("desktop box type -- -x", "desktop.type", {"vm": "box", "text": "-x"}, "done: type\n"),
+        ("desktop box key ctrl+c --json", "desktop.key", {"vm": "box", "combo": "ctrl+c"}, None),
         ("image delete mine", "image.delete", {"name": "mine"}, "deleted mine\n"),
+        ("image prune", "image.prune", {"dry_run": False}, None),
+        ("image prune --dry-run", "image.prune", {"dry_run": True}, None),
         ("template delete abc", "template.delete", {"id": "abc"}, "deleted abc\n"),
+        ("token revoke laptop", "token.revoke", {"name": "laptop"}, "revoked laptop\n"),
         (
             "template build --image mine --memory 512",
             "template.build",
@@ -74,11 +122,27 @@ def test_verb_asks_for_what_its_flags_say(
     arrakis: Cli, line: str, method: str, params: dict[str, Any], output: str | None
 ) -> None:
     """Each verb makes one call with exactly what was given, and says in a line what it did."""
-    code, out, err = arrakis(*line.split())
-    assert (code, err) == (0, "")
-    assert arrakis.asked[0] == (method, params)
-    if output is not None:
-        assert out == output
+    arrakis.asks(line, method, params, output)
+
+
+def test_export_and_import(arrakis: Cli, tmp_path: Path) -> None:
+    """A snapshot goes into a file, of which nothing is there after a failure, and comes out."""
+    place = tmp_path / "place"
+    place.mkdir()
+    file = place / "archive"
+    arrakis.asks(
+        f"snapshot export before {file}",
+        "snapshot.export",
+        {"id": "before"},
+        f"exported before to {file}\n",
+    )
+    assert list(place.iterdir()) == [file]
+    arrakis.asked.clear()
+    said = "imported before: 1 new, 0 were here\n"
+    arrakis.asks(f"snapshot import {file}", "snapshot.import", {}, said)
+    arrakis.serve(snapshot_export=NotFoundError("there is none"))
+    assert arrakis("snapshot-export", "nothing", str(place / "other"))[0] == 3
+    assert list(place.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(
@@ -203,4 +267,26 @@ def test_events_are_followed(arrakis: Cli) -> None:
     assert [json.loads(line)["kind"] for line in out.splitlines()] == [
         "vm.failed",
         "daemon.stopping",
+    ]
+
+
+def test_token_is_printed_alone_on_the_last_line(arrakis: Cli) -> None:
+    """A script that takes the output has the token; what people should know goes to stderr."""
+    code, out, err = arrakis("token", "create", "laptop")
+    assert (code, out) == (0, "ark_secret\n")
+    assert "not shown again" in err
+    assert arrakis.asked == [("token.create", {"name": "laptop"})]
+    assert json.loads(arrakis("token", "create", "laptop", "--json")[1]) == {
+        "name": "laptop",
+        "token": "ark_secret",
+    }
+
+
+def test_tokens_are_listed_with_their_use(arrakis: Cli) -> None:
+    """One that nobody has used says so."""
+    code, out, _ = arrakis("token", "list")
+    assert code == 0
+    assert re.search(r"^laptop .* ago +never$", out, re.MULTILINE)
+    assert json.loads(arrakis("token", "list", "--json")[1]) == [
+        {"name": "laptop", "created": 1.0, "used": None}
     ]

@@ -1,7 +1,7 @@
 """A scripted daemon: what a real one cannot be made to do on cue.
 
-It serves a Unix socket from a thread. A script is a function that is run once for each
-connection and speaks to it through a `Peer`.
+It serves a Unix socket or WebSockets from a thread. A script is a function that is run once for
+each connection and speaks to it through a `Peer`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_websocket import TOKEN, WebSocketEnd
 
 from arrakis import Sandbox, SandboxManager
 from arrakis_rpc.connection import (
@@ -35,7 +36,7 @@ class GoneError(Exception):
 class Peer:
     """The daemon's end of one connection."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket | WebSocketEnd) -> None:
         self.sock = sock
         self.connection = Connection(Role.CALLEE)
         self.waiting: list[Event] = []
@@ -109,16 +110,22 @@ Script = Callable[[Peer], object]
 class Server:
     """A socket whose connections each run the script."""
 
-    def __init__(self, path: Path, script: Script) -> None:
+    def __init__(self, path: Path, script: Script, transport: str) -> None:
         self.path = path
+        self.is_http = transport == "http"
         self.connections = 0
         self.failures: list[BaseException] = []
         self._script = script
         self._threads: list[threading.Thread] = []
         self._peers: list[socket.socket] = []
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(path))
+        self._listening = True
+        if self.is_http:
+            self._listener = socket.create_server(("127.0.0.1", 0))
+        else:
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._listener.bind(str(path))
         self._listener.listen(64)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}" if self.is_http else ""
         self._accepting = threading.Thread(target=self._accept)
         self._accepting.start()
 
@@ -137,22 +144,36 @@ class Server:
     def _run(self, sock: socket.socket) -> None:
         try:
             with sock:
-                self._script(Peer(sock))
-        except GoneError:
+                try:
+                    self._script(Peer(WebSocketEnd(sock) if self.is_http else sock))
+                finally:
+                    if self.is_http:
+                        _linger(sock)
+        except (GoneError, ConnectionError):
             pass
         except BaseException as error:  # noqa: BLE001 -- told to the test in `close`
             self.failures.append(error)
 
     @property
     def manager(self) -> SandboxManager:
+        if self.is_http:
+            return SandboxManager(self.url, TOKEN)
         return SandboxManager(socket=self.path)
+
+    @property
+    def options(self) -> list[str]:
+        """The options by which the command line finds it."""
+        if self.is_http:
+            return ["--url", self.url.replace("//", f"//x:{TOKEN}@")]
+        return ["--socket", str(self.path)]
 
     @property
     def sandbox(self) -> Sandbox:
         return Sandbox(self.manager._client, "box")
 
     def stop_listening(self) -> None:
-        self.path.unlink()
+        self._listening = False
+        self.path.unlink(missing_ok=True)
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._accepting.join()
@@ -164,7 +185,7 @@ class Server:
                 sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        if self.path.exists():
+        if self._listening:
             self.stop_listening()
         self.hang_up()
         for thread in self._threads:
@@ -173,18 +194,35 @@ class Server:
         assert not self.failures, self.failures
 
 
+def _linger(sock: socket.socket) -> None:
+    """Let the client have what it was sent: TCP takes that back from one whose data is refused."""
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+        sock.settimeout(5)
+        while sock.recv(65536):
+            pass
+
+
 @pytest.fixture
-def scripted(tmp_path: Path) -> Iterator[Callable[[Script], Server]]:
+def start_scripted(tmp_path: Path) -> Iterator[Callable[[Script, str], Server]]:
     """Start a scripted daemon; its script must have ended without an error afterwards."""
     servers: list[Server] = []
 
-    def start(script: Script) -> Server:
-        servers.append(Server(tmp_path / f"{len(servers)}.sock", script))
+    def start(script: Script, transport: str) -> Server:
+        servers.append(Server(tmp_path / f"{len(servers)}.sock", script, transport))
         return servers[-1]
 
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def scripted(
+    start_scripted: Callable[[Script, str], Server], transport: str
+) -> Callable[[Script], Server]:
+    """Start a scripted daemon that is reached by the transport of this run."""
+    return lambda script: start_scripted(script, transport)
 
 
 def answering(**results: Any) -> Script:
@@ -203,6 +241,18 @@ def answering(**results: Any) -> Script:
                 peer.answer(call, result)
 
     return script
+
+
+class Calls:
+    """Keeps what was asked, and answers with one thing."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+        self.seen: list[dict[str, Any]] = []
+
+    def __call__(self, _: Peer, call: CallReceived) -> Any:
+        self.seen.append(call.params)
+        return self.result
 
 
 HEALTH = {"status": "healthy", "timestamp": 1.0, "uptime": 2.0, "vms": {"RUNNING": 1}}

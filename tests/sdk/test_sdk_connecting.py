@@ -27,7 +27,6 @@ from arrakis import (
     Progress,
     ProtocolError,
     SandboxManager,
-    UnsupportedError,
 )
 from arrakis_rpc.connection import CallReceived
 
@@ -78,14 +77,6 @@ def test_argument_wins_over_environment_over_default(
     monkeypatch.setenv("ARRAKIS_SOCKET", "/from/environment")
     assert SandboxManager().socket == "/from/environment"
     assert SandboxManager(socket=tmp_path).socket == str(tmp_path)
-
-
-def test_urls_are_refused_until_there_is_a_bridge() -> None:
-    """An http URL says what is possible instead, and anything else is no URL."""
-    with pytest.raises(UnsupportedError, match="Unix socket"):
-        SandboxManager("http://localhost:7000", token="x")
-    with pytest.raises(InvalidParamsError):
-        SandboxManager("/run/arrakis/arrakisd.sock")
 
 
 def test_greeting_travels_with_the_first_call(scripted: Start) -> None:
@@ -230,12 +221,13 @@ def test_progress_is_told_and_may_end_the_call(scripted: Start) -> None:
 
     with pytest.raises(LookupError, match="booting"):
         manager.start_sandbox("ended", progress=stop)
-    assert ended.wait(5)
+    assert ended.wait(30)
 
 
 def test_interrupted_call_is_cancelled_and_leaves_nothing_behind(scripted: Start) -> None:
     """Ctrl+C in a call closes its connection; the next call has another one."""
     gone = threading.Event()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
 
     def start(peer: Peer, _: CallReceived) -> Any:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
@@ -248,7 +240,7 @@ def test_interrupted_call_is_cancelled_and_leaves_nothing_behind(scripted: Start
     manager = server.manager
     with pytest.raises(KeyboardInterrupt):
         manager.start_sandbox("box")
-    assert gone.wait(5)
+    assert gone.wait(30)
     manager.health()
     assert server.connections == 2
 
@@ -281,7 +273,7 @@ def test_child_process_speaks_on_connections_of_its_own(scripted: Start) -> None
     finish = threading.Event()
 
     def run(peer: Peer, call: CallReceived) -> Any:
-        finish.wait(5)
+        finish.wait(30)
         return {"pid": 1, "exit_code": 7}
 
     server = scripted(answering(system_health=HEALTH, exec_run=run))
@@ -335,7 +327,7 @@ def test_manager_need_not_be_closed(scripted: Start) -> None:
     manager.health()
     del manager
     gc.collect()
-    assert gone.wait(5)
+    assert gone.wait(30)
 
 
 def test_events_come_until_the_caller_stops(scripted: Start) -> None:
@@ -353,7 +345,7 @@ def test_events_come_until_the_caller_stops(scripted: Start) -> None:
     events = scripted(answering(events_subscribe=subscribe)).manager.events()
     assert [next(events).vm for _ in range(2)] == ["box0", "box1"]
     events.close()
-    assert gone.wait(5)
+    assert gone.wait(30)
 
 
 def test_busy_listener_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
+from real_daemon import wait_until
 
 from arrakis import (
     AlreadyExistsError,
@@ -60,7 +61,7 @@ def test_background_command_goes_on(box: Sandbox) -> None:
     """A command in the background returns at once and is still there afterwards."""
     told = box.run_cmd("sleep 77", blocking=False)
     assert told["output"] == "Command 'sleep 77' started in background"
-    assert box.run(["pgrep", "-x", "sleep"]).ok
+    wait_until(lambda: box.run(["pgrep", "-x", "sleep"]).ok, 20)
 
 
 def test_states_follow_their_words(box: Sandbox) -> None:

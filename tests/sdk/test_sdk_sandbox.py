@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from scripted_daemon import VM, Peer, Script, Server, answering, completed
+from scripted_daemon import VM, Calls, Peer, Script, Server, answering, completed
 from scripted_guest import Guest
 
 import arrakis
@@ -21,18 +21,6 @@ from arrakis import (
 from arrakis_rpc.connection import CallReceived
 
 Start = Callable[[Script], Server]
-
-
-class Calls:
-    """Keeps what was asked, and answers with one thing."""
-
-    def __init__(self, result: Any) -> None:
-        self.result = result
-        self.seen: list[dict[str, Any]] = []
-
-    def __call__(self, _: Peer, call: CallReceived) -> Any:
-        self.seen.append(call.params)
-        return self.result
 
 
 @pytest.mark.parametrize(

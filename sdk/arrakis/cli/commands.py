@@ -1,4 +1,4 @@
-"""Verbs that run commands in a machine: run, exec, shell."""
+"""Verbs that run commands in a machine: run, exec, shell, ssh."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import as_json, named, pairs, sandbox, verb
+from .common import WithCommand, as_json, environment_of_daemon, named, pairs, sandbox, verb
 from .output import print_json, say
 
 if TYPE_CHECKING:
@@ -39,28 +39,9 @@ def run(name: str, cmd: str, background: bool, as_json: bool) -> int:
         return _relay(process)
 
 
-class _Exec(click.Command):
-    """NAME, options and a command, whose own options are not ours.
-
-    Options may stand on both sides of NAME; from the first word of the command on, or
-    from ``--``, everything belongs to the command.
-    """
-
-    allow_interspersed_args = False
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        options, _, _ = self.make_parser(ctx).parse_args(args=list(args))
-        argv = options.get("argv")
-        rest = list(argv) if isinstance(argv, (tuple, list)) else []
-        if rest and "name" not in options:
-            before = args[: len(args) - len(rest)]
-            args = ["-n", rest[0], *(word for word in before if word != "--"), *rest[1:]]
-        return super().parse_args(ctx, args)
-
-
 @click.command(
     "exec",
-    cls=_Exec,
+    cls=WithCommand,
     options_metavar="NAME [OPTIONS]",
     epilog="\b\nExample:\n  arrakis exec box -e LANG=C -- ls -l /\n"
     "  tar c src | arrakis exec box -- tar x -C /tmp",
@@ -96,6 +77,37 @@ def shell(name: str, **options: Any) -> int:
     return _on_terminal(name, ("bash", "-l"), **options)
 
 
+@click.command(
+    "ssh",
+    cls=WithCommand,
+    options_metavar="NAME [OPTIONS]",
+    epilog="\b\nExample:\n  arrakis ssh box\n  arrakis ssh box -u root -- 'dmesg | tail'\n"
+    "  arrakis ssh box -o 'LocalForward 8080 localhost:80'\n"
+    "  GIT_SSH_COMMAND='arrakis ssh' git clone box:/home/elara/project",
+)
+@click.option("-n", "--name", required=True, metavar="NAME", help="The machine's name.")
+@click.argument("argv", nargs=-1, metavar="[--] [COMMAND...]")
+@click.option(
+    "-u", "-l", "--user", default="elara", metavar="USER", help="Log in as USER.  [default: elara]"
+)
+@click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
+@click.option(
+    "-o", "--option", "options", multiple=True, metavar="OPTION", help="As of ssh; repeatable."
+)
+def ssh(name: str, argv: tuple[str, ...], user: str, tty: bool, options: tuple[str, ...]) -> int:
+    """Log in with ssh, or run a COMMAND in a login shell; its exit code is that of ssh.
+
+    It needs no network and no keys of yours: it makes a pair that is good for this once. As
+    with ssh, the words of COMMAND are joined, and read by the user's shell.
+    """
+    from .ssh import log_in
+
+    if tty:
+        options = ("RequestTTY=force", *options)
+    there = environment_of_daemon()
+    return log_in(sandbox(name), argv, user=user, options=options, environment=there)
+
+
 def _is_piped() -> bool:
     try:
         return not os.isatty(sys.stdin.fileno())
@@ -128,4 +140,4 @@ def _exit_code(completed: Completed) -> int:
     return completed.exit_code or 0
 
 
-VERBS: list[click.Command] = [run, exec_, shell]
+VERBS: list[click.Command] = [run, exec_, shell, ssh]

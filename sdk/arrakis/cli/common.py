@@ -49,12 +49,48 @@ def _named(function: Callable[..., Any], *, required: bool) -> Callable[..., Any
     return wrapper
 
 
+class WithCommand(click.Command):
+    """NAME, options and a command, whose own options are not ours.
+
+    Options may stand on both sides of NAME; from the first word of the command on, or
+    from ``--``, everything belongs to the command.
+    """
+
+    allow_interspersed_args = False
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the first word where NAME is missing."""
+        options, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        argv = options.get("argv")
+        rest = list(argv) if isinstance(argv, (tuple, list)) else []
+        if rest and "name" not in options:
+            before = args[: len(args) - len(rest)]
+            args = ["-n", rest[0], *(word for word in before if word != "--"), *rest[1:]]
+        return super().parse_args(ctx, args)
+
+
 def manager() -> SandboxManager:
-    """Give the daemon that ``--socket`` or the environment names."""
+    """Give the daemon that ``--socket``, ``--url`` or the environment names."""
     from arrakis import SandboxManager
 
     context = click.get_current_context()
-    return context.with_resource(SandboxManager(socket=context.find_root().params["socket"]))
+    given = context.find_root().params
+    made = SandboxManager(given["url"], socket=given["socket"], ca_file=given["ca_file"])
+    return context.with_resource(made)
+
+
+def environment_of_daemon() -> dict[str, str]:
+    """Give the variables by which another ``arrakis`` reaches the same daemon as this one."""
+    from arrakis._address import UnixAddress
+
+    address = manager()._client.address
+    if isinstance(address, UnixAddress):
+        return {"ARRAKIS_SOCKET": address.path, "ARRAKIS_URL": ""}
+    return {
+        "ARRAKIS_URL": str(address),
+        "ARRAKIS_TOKEN": address.token or "",
+        "ARRAKIS_CA_FILE": address.ca_file or "",
+    }
 
 
 def sandbox(name: str) -> Sandbox:

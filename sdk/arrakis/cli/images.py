@@ -84,6 +84,7 @@ def delete_image(name: str, as_json: bool) -> None:
 @click.option("--vcpus", type=int, metavar="N", help="Number of virtual CPUs.")
 @click.option("--memory", "memory_mib", type=int, metavar="MIB", help="Memory in MiB.")
 @click.option("--disk", "disk_mib", type=int, metavar="MIB", help="Writable disk in MiB.")
+@click.option("--vmm", metavar="NAME", help="The hypervisor: qemu, cloud-hypervisor, firecracker.")
 @as_json
 def build_template(as_json: bool, **shape: Any) -> None:
     """Boot a shape once, so that its later starts take no boot."""
@@ -122,7 +123,25 @@ def list_templates(as_json: bool) -> None:
     )
 
 
-for _command in (build_image, list_images, delete_image):
+@verb("prune", "arrakis image prune --dry-run")
+@click.option("--dry-run", is_flag=True, help="Only show what would be deleted.")
+@as_json
+def prune_images(dry_run: bool, as_json: bool) -> None:
+    """Delete the images without a name that nothing needs, such as superseded base images."""
+    pruned = manager().images.prune(dry_run=dry_run)
+    if as_json:
+        print_json(pruned)
+        return
+    if pruned:
+        print_table(
+            ("DIGEST", "SIZE", "CREATED"),
+            [(one.digest[:12], size_text(one.bytes), age_text(one.created)) for one in pruned],
+        )
+    freed = size_text(sum(one.bytes for one in pruned))
+    say(f"{'would free' if dry_run else 'freed'} {freed}")
+
+
+for _command in (build_image, list_images, delete_image, prune_images):
     image.add_command(_command)
 
 

@@ -11,16 +11,30 @@ import click
 
 from arrakis import __version__
 
-from . import commands, copying, images, snapshots, system, vms
+from . import (
+    commands,
+    copying,
+    desktop,
+    images,
+    limits,
+    mcp,
+    network,
+    snapshots,
+    system,
+    tokens,
+    vms,
+)
 from .output import complain
 
 _SECTIONS: dict[str, list[click.Command]] = {
-    "Machines": vms.VERBS,
+    "Machines": [*vms.VERBS, *limits.VERBS],
     "Commands in a machine": commands.VERBS,
     "Files": copying.VERBS,
+    "Network": network.VERBS,
+    "Desktop": desktop.VERBS,
     "Snapshots": snapshots.VERBS,
     "Images and templates": images.VERBS,
-    "The daemon": system.VERBS,
+    "The daemon": [*system.VERBS, *tokens.VERBS, *mcp.VERBS],
 }
 
 _EXIT_CODES = """\b
@@ -28,11 +42,11 @@ Exit codes:
   0  done                            5    a resource of the host does not suffice
   1  any other error                 6    the daemon cannot be reached
   2  wrong usage or parameters       7    the guest or its hypervisor failed
-  3  not found                       124  a time limit was exceeded
-  4  exists already, or not legal    130  interrupted by Ctrl+C
-     in the present state
-'run', 'exec' and 'shell' give the exit code of their command, or 128 + the number of
-the signal that ended it."""
+  3  not found                       8    no token, a wrong or a revoked one
+  4  exists already, or not legal    124  a time limit was exceeded
+     in the present state            130  interrupted by Ctrl+C
+'run', 'exec', 'shell' and 'ssh' give the exit code of their command, or 128 + the
+number of the signal that ended it."""
 
 _BY_CLASS = {
     "InvalidParamsError": 2,
@@ -44,6 +58,7 @@ _BY_CLASS = {
     "ProtocolError": 6,
     "GuestError": 7,
     "VmmError": 7,
+    "AccessDeniedError": 8,
     "DeadlineError": 124,
     "CancelledError": 130,
 }
@@ -51,6 +66,16 @@ _BY_CLASS = {
 
 class _Verbs(click.Group):
     """A group whose help lists the verbs by what they are about."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a verb; "snapshot diff A B" is "snapshot-diff A B"."""
+        # Not "snapshot diff": that is a snapshot of a machine called "diff".
+        joined = "-".join(args[:2])
+        if len(args) > 2 and not args[2].startswith("-") and joined in self.commands:
+            args = [joined, *args[2:]]
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(len(name) for name in self.list_commands(ctx))
@@ -72,12 +97,25 @@ class _Verbs(click.Group):
     metavar="PATH",
     help="The daemon's socket.  [default: $ARRAKIS_SOCKET, or /run/arrakis/arrakisd.sock]",
 )
+@click.option(
+    "--url",
+    metavar="URL",
+    help="Or its URL, as http://127.0.0.1:7000; its token is $ARRAKIS_TOKEN."
+    "  [default: $ARRAKIS_URL]",
+)
+@click.option(
+    "--ca-file",
+    metavar="FILE",
+    help="The CA of an https URL.  [default: $ARRAKIS_CA_FILE, or those of this host]",
+)
 @click.version_option(__version__, prog_name="arrakis")
-def cli(socket: str | None) -> None:
+def cli(socket: str | None, url: str | None, ca_file: str | None) -> None:  # noqa: ARG001 -- `manager` reads it
     """Disposable microVMs that can be snapshotted, restored and forked.
 
     A machine's NAME can be given as an argument or with -n.
     """
+    if socket and url:
+        raise click.UsageError("a daemon is reached by --socket or --url, not by both")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,14 +22,21 @@ from .vms import describe_machine
 
 @verb("health", "arrakis health")
 @as_json
-def health(as_json: bool) -> None:
-    """Ask whether the daemon is well."""
+def health(as_json: bool) -> int:
+    """Ask whether the daemon is well; the exit status is 1 if not.
+
+    Then it is degraded, and the reasons are given.
+    """
     found = manager().health()
+    status = 0 if found.status == "healthy" else 1
     if as_json:
         print_json(found)
-        return
+        return status
     vms = ", ".join(f"{count} {status}" for status, count in found.vms.items() if count)
     say(f"{found.status}, up {duration_text(found.uptime)}, machines: {vms or 'none'}")
+    for reason in found.reasons:
+        say(f"{reason.part}: {reason.detail}")
+    return status
 
 
 @verb("info", "arrakis info\narrakis info box")
@@ -47,7 +54,7 @@ def info(name: str | None, as_json: bool) -> None:
     print_fields(
         [
             ("Daemon", f"{found.daemon}, pid {found.pid}"),
-            ("Socket", manager().socket),
+            ("Address", manager().address),
             ("State", found.state_dir),
             ("VMM", f"{found.vmm}, {found.accelerator}"),
             ("Host", f"{found.vcpus} CPUs, {size_text(found.memory_mib * 2**20)}"),
@@ -60,15 +67,24 @@ def info(name: str | None, as_json: bool) -> None:
     )
 
 
-@verb("doctor", "arrakis doctor")
+@verb("doctor", "arrakis doctor\narrakis doctor --fix\narrakis doctor --fix --yes --json")
+@click.option("--fix", is_flag=True, help="Remove what a daemon that was killed has left.")
+@click.option("--yes", is_flag=True, help="With --fix: do not ask.")
+@click.option("--config", type=click.Path(), metavar="FILE", help="With --fix: its settings.")
+@click.option("--state", type=click.Path(), metavar="DIR", help="With --fix: its state.")
 @as_json
-def doctor(as_json: bool) -> int:
+def doctor(fix: bool, yes: bool, config: str | None, state: str | None, as_json: bool) -> int:
     """Check what this host can do, and how to mend what it cannot.
 
-    Works without a daemon, too, and then says how to start it.
+    Works without a daemon, too, and then says how to start it. With --fix, which needs that no
+    daemon runs, shows what one that was killed has left, asks, and removes it; with --json it
+    only shows, unless --yes is given. Every daemon does the same when it starts. Snapshots,
+    templates and suspended machines stay.
     """
-    from .doctor import examine
+    from .doctor import examine, sweep
 
+    if fix:
+        return sweep(yes, as_json, config, state)
     checks = examine(manager())
     healthy = all(check.ok for check in checks if check.required)
     if as_json:

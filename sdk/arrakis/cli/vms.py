@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .common import as_json, manager, maybe_named, named, sandbox, verb
-from .output import age_text, print_fields, print_json, print_table, say
+from .limits import limited, limits_text
+from .network import connected, egress_text
+from .output import age_text, duration_text, print_fields, print_json, print_table, say
 from .progress import Steps
 
 if TYPE_CHECKING:
     from arrakis_rpc.daemon_api import VmInfo
 
 
-@verb("start", "arrakis start -n box --memory 1024 --vcpus 2")
+@verb(
+    "start",
+    "arrakis start -n box --memory 1024 --vcpus 2\n"
+    "arrakis start box --allow pypi.org:443 --allow '*.pythonhosted.org:443' -p 8080:8000\n"
+    "arrakis start box --ttl 8h --idle-timeout 10m --on-timeout suspend",
+)
 @named
 @click.option("-k", "--kernel", metavar="PATH", help="A kernel on the daemon's host.")
 @click.option("-i", "--initramfs", metavar="PATH", help="An initramfs on the daemon's host.")
@@ -25,17 +33,29 @@ if TYPE_CHECKING:
 @click.option("--vcpus", type=int, metavar="N", help="Number of virtual CPUs.")
 @click.option("--memory", "memory_mib", type=int, metavar="MIB", help="Memory in MiB.")
 @click.option("--disk", "disk_mib", type=int, metavar="MIB", help="Writable disk in MiB.")
+@click.option("--vmm", metavar="NAME", help="The hypervisor: qemu, cloud-hypervisor, firecracker.")
+@connected
+@limited
 @as_json
-def start(name: str, snapshot: str | None, as_json: bool, **options: Any) -> None:
+def start(
+    name: str,
+    snapshot: str | None,
+    network: dict[str, Any],
+    limits: dict[str, Any],
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Start a machine; it answers when this returns."""
     given = {key: value for key, value in options.items() if value is not None}
     if snapshot is not None and given:
-        raise click.UsageError("a snapshot decides the machine's shape; give --snapshot alone")
+        raise click.UsageError(
+            "a snapshot decides the machine's shape; beside it give only network and limits"
+        )
     with Steps() as steps:
         if snapshot is not None:
-            started = manager().restore(name, snapshot, progress=steps)
+            started = manager().restore(name, snapshot, progress=steps, **network, **limits)
         else:
-            started = manager().start_sandbox(name, progress=steps, **given)
+            started = manager().start_sandbox(name, progress=steps, **given, **network, **limits)
     report_started(started.info(), as_json)
 
 
@@ -65,11 +85,20 @@ def pause(name: str, as_json: bool) -> None:
     _report(name, "paused", as_json)
 
 
+@verb("suspend", "arrakis suspend box")
+@named
+@as_json
+def suspend(name: str, as_json: bool) -> None:
+    """Keep a machine on disk until it is resumed; it takes no memory meanwhile."""
+    sandbox(name).suspend()
+    _report(name, "suspended", as_json)
+
+
 @verb("resume", "arrakis resume box")
 @named
 @as_json
 def resume(name: str, as_json: bool) -> None:
-    """Let a paused machine go on."""
+    """Let a paused or suspended machine go on."""
     sandbox(name).resume()
     _report(name, "resumed", as_json)
 
@@ -132,10 +161,9 @@ def list_machines(as_json: bool) -> None:
 
 
 def _row(vm: VmInfo) -> tuple[object, ...]:
-    status = vm.status if vm.failure is None else f"{vm.status} (failed)"
     return (
         vm.name,
-        status,
+        _status(vm.status, vm.failure, vm.unresponsive_since),
         vm.ip or "-",
         vm.vcpus,
         vm.memory_mib,
@@ -143,6 +171,12 @@ def _row(vm: VmInfo) -> tuple[object, ...]:
         vm.snapshot or "-",
         age_text(vm.created),
     )
+
+
+def _status(status: str, failure: object, unresponsive_since: float | None) -> str:
+    if unresponsive_since is not None:
+        return f"{status} (silent for {duration_text(time.time() - unresponsive_since)})"
+    return status if failure is None else f"{status} (failed)"
 
 
 def describe_machine(name: str, as_json: bool) -> None:
@@ -155,9 +189,10 @@ def describe_machine(name: str, as_json: bool) -> None:
     print_fields(
         [
             ("Name", info["name"]),
-            ("Status", info["status"]),
+            ("Status", _status(info["status"], None, info["unresponsive_since"])),
             ("IP address", info["ip"]),
             ("Tap device", info["tap_device_name"]),
+            ("Egress", egress_text(info["egress"])),
             ("Image", info["image"]),
             ("Snapshot", info["snapshot"]),
             ("vCPUs", info["vcpus"]),
@@ -165,13 +200,15 @@ def describe_machine(name: str, as_json: bool) -> None:
             ("Disk", f"{info['disk_mib']} MiB"),
             ("Created", age_text(info["created"])),
             ("VMM's pid", info["pid"]),
+            ("Limits", limits_text(info["limits"])),
             ("Failure", failure["reason"]),
         ]
     )
     for line in failure["console"]:
         say(f"  | {line}")
     for port in info.get("port_forwards", []):
-        say(f"Port {port['host_port']} -> {port['guest_port']}: {port['description']}")
+        what = f": {port['description']}" if port["description"] else ""
+        say(f"Port {port['host_port']} -> {port['guest_port']}{what}")
 
 
 @verb("fork", "arrakis fork box -c 3\narrakis fork box -c 2 --as left --as right")
@@ -193,4 +230,43 @@ def fork(name: str, count: int | None, names: tuple[str, ...], as_json: bool) ->
             say(sibling.name)
 
 
-VERBS = [start, stop, pause, resume, destroy, destroy_all, list_, list_all, fork]
+@verb("rollback", "arrakis rollback box before-upgrade")
+@named
+@click.argument("snapshot", metavar="SNAPSHOT")
+def rollback(name: str, snapshot: str) -> None:
+    """Take a machine back to a snapshot; name and address stay.
+
+    What happened in it since is lost, but for other snapshots.
+    """
+    sandbox(name).rollback(snapshot)
+    say(f"{name} is back at {snapshot}")
+
+
+@verb("rename", "arrakis rename box-fork2 winner\narrakis rename box-fork2 box --replace")
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@click.option("--replace", is_flag=True, help="Take the place of a machine NEW; that is destroyed.")
+@as_json
+def rename(old: str, new: str, replace: bool, as_json: bool) -> None:
+    """Give a machine another name; address and ports stay."""
+    sandbox(old).rename(new, replace=replace)
+    if as_json:
+        print_json({"name": new, "former": old, "done": "renamed"})
+    else:
+        say(f"{old} is {new} now")
+
+
+VERBS = [
+    start,
+    stop,
+    pause,
+    suspend,
+    resume,
+    destroy,
+    destroy_all,
+    list_,
+    list_all,
+    fork,
+    rollback,
+    rename,
+]
