@@ -1,7 +1,8 @@
 """The yardstick: QEMU driven by the least code that gets an answer out of the guest.
 
 It restores the daemon's own template with the daemon's own command line, opens a session
-with the agent and runs one command. No daemon, no event loop, no identity, no checks.
+with the agent and runs one command. It has a tap that leads nowhere. No daemon, no event
+loop, no identity, no checks.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from arrakis_rpc.connection import CallFailed, CallSucceeded, Connection, Role
 from arrakis_rpc.converter import unstructure
 from arrakis_rpc.guest_api import ExecSpec, Hello
 from arrakis_rpc.resync import make_preamble, new_token
-from arrakisd.host.vmm.interface import LaunchSpec, Restore
-from arrakisd.host.vmm.qemu_arguments import Wires, command_line
+from arrakisd.host.net.interface import TapNic
+from arrakisd.host.net.taps import open_tap
+from arrakisd.host.vmm.interface import LaunchSpec
+from arrakisd.host.vmm.qemu_arguments import BLANK_DISK, Wires, command_line, disk_blockdev
 from arrakisd.manifest import DEVICE_STATE, EMPTY_LAYER, MEMORY
 
 MIB = 2**20
@@ -34,6 +37,12 @@ dd if=$port of=/dev/null bs=64k iflag=fullblock count={blocks} 2>/dev/null
 echo done > $port
 dd if=/dev/zero of=$port bs=64k count={blocks} 2>/dev/null
 """
+
+
+def _with_disk(argv: list[str], disk: Path) -> list[str]:
+    """Name the disk in the command line, where the daemon's processes get it later."""
+    node = json.dumps({**disk_blockdev(0, str(disk)), "node-name": BLANK_DISK})
+    return [node if BLANK_DISK in one and "null-co" in one else one for one in argv]
 
 
 class BareVm:
@@ -48,33 +57,35 @@ class BareVm:
     def __enter__(self) -> BareVm:
         shape = self._manifest["shape"]
         disk = self._directory / "disk.qcow2"
-        shutil.copyfile(self._template / EMPTY_LAYER, disk)
+        layer = self._manifest["layers"][-1]["id"]
+        shutil.copyfile(self._template.parent.parent / "layers" / layer / EMPTY_LAYER, disk)
         with ExitStack() as theirs:
             pairs = [socket.socketpair() for _ in range(3)]
             self._qmp, self._agent, self._console = (left for left, _ in pairs)
             fds = [theirs.enter_context(right).fileno() for _, right in pairs]
-            state = theirs.enter_context((self._template / DEVICE_STATE).open("rb"))
-            wires = Wires(*fds, state.fileno())
+            state = theirs.enter_context((self._template / DEVICE_STATE).open("rb")).fileno()
+            tap = open_tap("bare%d")
+            theirs.callback(tap.close)
             spec = LaunchSpec(
-                name="bare",
                 directory=self._directory,
                 vcpus=shape["vcpus"],
                 memory_mib=shape["memory_mib"],
+                disk_mib=shape["disk_mib"],
                 memory_file=self._template / MEMORY,
                 root_image=Path(shape["root_image"]),
-                disk=disk,
                 accelerator=shape["accelerator"],
-                source=Restore(self._template / DEVICE_STATE, None),
                 identity=None,
+                nic=TapNic(tap.fd, tap.name),
             )
             self._process = subprocess.Popen(
-                command_line("qemu-system-x86_64", spec, wires), pass_fds=[*fds, state.fileno()]
+                _with_disk(command_line("qemu-system-x86_64", spec, Wires(*fds)), disk),
+                pass_fds=[*fds, state, tap.fd],
             )
         self._lines = self._qmp.makefile("r")
         self._execute("qmp_capabilities")
         capability = {"capability": "x-ignore-shared", "state": True}
         self._execute("migrate-set-capabilities", capabilities=[capability])
-        self._execute("migrate-incoming", uri=f"fd:{wires.device_state}")
+        self._execute("migrate-incoming", uri=f"fd:{state}")
         return self
 
     def __exit__(
@@ -90,12 +101,23 @@ class BareVm:
             end.close()
         shutil.rmtree(self._directory)
 
-    def _execute(self, command: str, **arguments: Any) -> None:
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    def wait_running(self) -> None:
+        """Wait until the vCPUs run."""
+        while not self._execute("query-status")["running"]:
+            pass
+
+    def _execute(self, command: str, **arguments: Any) -> Any:
         line = json.dumps({"execute": command, "arguments": arguments})
         self._qmp.sendall(line.encode() + b"\n")
         while "return" not in (answer := json.loads(self._lines.readline())):
             if "error" in answer:
                 raise RuntimeError(answer)
+        return answer["return"]
 
     def run_true(self) -> None:
         """Wait for the agent's answer to `true`."""

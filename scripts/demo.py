@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -55,16 +56,28 @@ class Teller:
         print(f"   ({time.monotonic() - began:.2f} s)", flush=True)
 
 
+def network_settings() -> str:
+    """Keep the network to a place of its own: this host's is none of a demonstration's business."""
+    if os.geteuid() == 0:
+        return f'[network]\nnamespace = "arrakis-demo-{os.getpid()}"\n'
+    return '[network]\nmode = "user"\n'
+
+
 @contextmanager
-def temporary_daemon() -> Iterator[Path]:
+def temporary_daemon(*flags: str, settings: str | None = None) -> Iterator[Path]:
     """Run a daemon with a state directory that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="arrakis-demo-") as directory:
         Path(directory).chmod(0o711)  # VMMs run as a user of their own and must get through
         socket = Path(directory) / "arrakisd.sock"
         log = Path(directory) / "arrakisd.log"
+        config = Path(directory) / "arrakisd.toml"
+        config.write_text(network_settings() if settings is None else settings)
         with log.open("wb") as output:
             daemon = subprocess.Popen(
-                [sys.executable, "-m", "arrakisd", "--state", directory, "--socket", socket],
+                [
+                    *(sys.executable, "-m", "arrakisd", "--config", config),
+                    *("--state", directory, "--socket", socket, *flags),
+                ],
                 stdout=output,
                 stderr=output,
             )

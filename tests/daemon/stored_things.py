@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import attrs
+
 from arrakis_rpc.errors import IntegrityError
 from arrakisd.host.disks import FROZEN
-from arrakisd.manifest import DEVICE_STATE, EMPTY_LAYER, MEMORY, PAGES, Manifest, Shape
+from arrakisd.manifest import (
+    DEVICE_STATE,
+    EMPTY_LAYER,
+    MEMORY,
+    PAGES,
+    Manifest,
+    Shape,
+    new_layer_id,
+)
 from arrakisd.paths import StatePaths
 from arrakisd.store import Store
 
@@ -34,6 +46,11 @@ class Shelf:
         self.store = Store(self.paths, None)
         self.store.load()
         self._numbers = iter(range(1, 10**6))
+        image = root / "image"
+        if not image.exists():
+            image.write_bytes(b"root image" * 100)
+        digest = hashlib.sha256(image.read_bytes()).hexdigest()
+        self._shape = attrs.evolve(SHAPE, root_image=str(image), image_digest=digest)
 
     def reopened(self) -> Shelf:
         """Give the same store as the next daemon finds it."""
@@ -43,29 +60,81 @@ class Shelf:
         """Publish a template."""
         return self._publish(template_id, None)
 
-    def snapshot(self, snapshot_id: str, source: Manifest) -> Manifest:
-        """Publish a snapshot of a VM that was started from another one."""
-        return self._publish(snapshot_id, source)
+    def snapshot(
+        self,
+        snapshot_id: str,
+        source: Manifest,
+        *,
+        failed_before: bool = False,
+        header: bytes | None = None,
+    ) -> Manifest:
+        """Publish a snapshot of a VM that was started from another one.
 
-    def _publish(self, new_id: str, source: Manifest | None) -> Manifest:
-        layers = [layer.id for layer in source.layers] if source else []
-        with self.store.hold(layers), self.store.scratch() as parts:
-            layers.append(f"{new_id}-layer{next(self._numbers)}")
-            active = self.paths.root / f"{new_id}.qcow2"
-            active.write_bytes(f"disk of {new_id}".encode())
-            self.store.freeze_layer(layers[-1], active)
+        ``header`` is that of its disk layer. If one ``failed_before``, the VM has a second
+        layer of which no snapshot knows.
+        """
+        header = header if header is not None else qcow2_header(source.layers[-1].id)
+        return self._publish(snapshot_id, source, header, 1 + failed_before)
+
+    def _publish(
+        self, new_id: str, source: Manifest | None, header: bytes = b"disk", count: int = 1
+    ) -> Manifest:
+        with self._frozen(new_id, source, header, count) as (parts, manifest, new):
+            return self.store.publish(parts, manifest, manifest.layers, new)
+
+    @contextmanager
+    def moment(self, source: Manifest) -> Iterator[Manifest]:
+        """Keep a VM that was started from something as it is, for a block."""
+        header = qcow2_header(source.layers[-1].id)
+        with (
+            self._frozen("moment", source, header, 1) as (parts, manifest, new),
+            self.store.moment(parts, manifest, manifest.layers, new) as moment,
+        ):
+            yield moment
+
+    @contextmanager
+    def _frozen(
+        self, new_id: str, source: Manifest | None, header: bytes, count: int
+    ) -> Iterator[tuple[Path, Manifest, list[str]]]:
+        held: list[str] = []
+        with self.store.hold(held), self.store.scratch() as parts:
+            source = self.store.current(source, held) if source else None
+            new = [new_layer_id() for _ in range(count)]
+            held += new
+            for layer_id in new:
+                active = self.paths.root / f"{new_id}.qcow2"
+                active.write_bytes(header)
+                self.store.freeze_layer(layer_id, active)
+                for name in (EMPTY_LAYER, PAGES):
+                    (self.paths.layer(layer_id) / name).write_bytes(b"of one that failed")
+            (self.paths.layer(new[-1]) / EMPTY_LAYER).unlink()
+            (self.paths.layer(new[-1]) / PAGES).unlink()
             for name in (DEVICE_STATE, EMPTY_LAYER, PAGES if source else MEMORY):
                 (parts / name).write_bytes(f"{name} of {new_id}".encode() * 100)
             manifest = Manifest(
                 id=new_id,
                 template=source.template if source else new_id,
                 parent=self.store.present_parent(source) if source else None,
-                shape=SHAPE,
+                shape=self._shape,
                 created=float(next(self._numbers)),
+                halted=0.0,
                 resync_token="00" * 32,
+                layers=source.layers if source else [],
                 vm="" if source is None else "vm",
+                label=f"label of {new_id}",
             )
-            return self.store.publish(parts, manifest, source.layers if source else [], layers)
+            yield parts, manifest, new
+
+    def merge(self, manifest: Manifest, count: int) -> str:
+        """Put one layer in the place of the topmost ones of a snapshot; give its id."""
+        merged = new_layer_id()
+        below, replaced = manifest.layers[-count - 1], manifest.layers[-count:]
+        with self.store.hold([layer.id for layer in replaced]), self.store.scratch() as parts:
+            (parts / FROZEN).write_bytes(qcow2_header(below.id))
+            for name in (EMPTY_LAYER, PAGES):
+                (parts / name).write_bytes(f"{name} of {merged}".encode() * 100)
+            self.store.publish_merged(parts, merged, replaced)
+        return merged
 
     def layers(self) -> set[str]:
         """Ids of the layers that are there."""
@@ -74,11 +143,19 @@ class Shelf:
     def files_of(self, manifest: Manifest) -> list[Path]:
         """All files that a restore of it reads, and its manifest."""
         directory = self.store.directory(manifest)
+        layers = [(self.paths.layer(one.id), one.files) for one in manifest.layers]
         return [
             *sorted(directory.iterdir()),
-            *(self.paths.layer(layer.id) / FROZEN for layer in manifest.layers),
+            *(place / name for place, files in layers for name in files),
             self.store.memory_file(manifest),
+            Path(manifest.shape.root_image),
         ]
+
+
+def qcow2_header(below: str) -> bytes:
+    """Give the beginning of a disk layer on top of another."""
+    name = f"../../layers/{below}/disk.qcow2".encode()
+    return struct.pack(">4sIQI", b"QFI\xfb", 3, 112, len(name)).ljust(112, b"\0") + name
 
 
 def is_whole(shelf: Shelf, manifest: Manifest) -> bool:

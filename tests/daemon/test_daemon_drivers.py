@@ -9,15 +9,21 @@ import pytest
 from attrs import evolve
 from real_daemon import processes_naming
 
-from arrakis_rpc.errors import ArrakisError, InvalidParamsError, UnsupportedError, VmmError
+from arrakis_rpc.errors import ArrakisError, NotFoundError, UnsupportedError, VmmError
 from arrakisd.config import Config
 from arrakisd.host.disks import make_blank_disk
-from arrakisd.host.vmm.interface import Boot, Driver, LaunchSpec, Restore, Vmm
+from arrakisd.host.vmm.cloud_hypervisor import CloudHypervisorVmm
+from arrakisd.host.vmm.firecracker import FirecrackerVmm
+from arrakisd.host.vmm.interface import Boot, Driver, LaunchSpec, Saved, Vmm
 from arrakisd.host.vmm.qemu import QemuDriver, QemuVmm
-from arrakisd.host.vmm.registry import DRIVERS, choose_driver
+from arrakisd.host.vmm.registry import DRIVERS, make_driver
 from arrakisd.peer import domain_error_in
 
-VMM_CLASSES = {"qemu": QemuVmm}
+VMM_CLASSES = {
+    "qemu": QemuVmm,
+    "cloud-hypervisor": CloudHypervisorVmm,
+    "firecracker": FirecrackerVmm,
+}
 
 
 def offered(protocol: type) -> dict[str, inspect.Signature]:
@@ -39,17 +45,21 @@ async def spec(tmp_path: Path) -> LaunchSpec:
         with (directory / name).open("wb") as file:
             file.truncate(size)
     return LaunchSpec(
-        name="one",
         directory=directory,
         vcpus=1,
         memory_mib=128,
+        disk_mib=64,
         memory_file=directory / "memory",
         root_image=directory / "root",
-        disk=directory / "disk.qcow2",
         accelerator="tcg",
-        source=Restore(directory / "state", None),
         identity=None,
     )
+
+
+@pytest.fixture
+def saved(spec: LaunchSpec) -> Saved:
+    """A guest that no VMM can wake, on a disk that is fine."""
+    return Saved(spec.directory / "state", None, spec.directory / "disk.qcow2")
 
 
 @pytest.mark.parametrize("name", DRIVERS)
@@ -67,15 +77,12 @@ def test_interface(name: str) -> None:
 
 
 def test_registry() -> None:
-    """The settings choose a driver by its name; another name is refused with those there are."""
+    """A driver is made by its name; another name is refused with those there are."""
     for name in DRIVERS:
-        assert choose_driver(Config(vmm=name)).name == name
-    assert choose_driver(Config(vmm="auto")).name in DRIVERS
-    with pytest.raises(InvalidParamsError, match="bochs") as caught:
-        choose_driver(Config(vmm="bochs"))
+        assert make_driver(name, Config()).name == name
+    with pytest.raises(NotFoundError, match="bochs") as caught:
+        make_driver("bochs", Config())
     assert "qemu" in (caught.value.hint or "")
-    with pytest.raises(UnsupportedError, match="no-such-qemu"):
-        choose_driver(Config(vmm="auto", qemu_binary="no-such-qemu"))
 
 
 def test_missing_binary() -> None:
@@ -96,36 +103,45 @@ async def test_launch(spec: LaunchSpec) -> None:
     async with QemuDriver(Config()).launch(spec) as vmm:
         assert isinstance(vmm, QemuVmm)
         assert processes_naming(spec.directory) == {vmm.pid}
-        greeting = await vmm.qmp.execute("qmp_capabilities")
-        assert greeting == {}
+        await vmm.wait_ready()
+        await vmm.wait_ready()
         async with vmm.open_channel(), vmm.open_channel():
             pass
     assert processes_naming(spec.directory) == set()
 
 
-@pytest.mark.parametrize("broken", ["root_image", "disk", "memory_file", "kernel", "accelerator"])
+@pytest.mark.parametrize("broken", ["root_image", "memory_file", "kernel", "vcpus"])
 async def test_broken_launch(spec: LaunchSpec, broken: str, tmp_path: Path) -> None:
     """A VMM that cannot start is an error with its last words, and leaves no process."""
     missing = tmp_path / "missing"
     if broken == "kernel":
-        spec = evolve(spec, source=Boot(missing, missing, "quiet"))
-    elif broken == "accelerator":
+        disk = spec.directory / "disk.qcow2"
+        spec = evolve(spec, boot=Boot(missing, missing, "quiet", disk))
+    elif broken == "vcpus":
         spec = evolve(spec, vcpus=10_000)
     else:
         spec = evolve(spec, **{broken: missing / "file"})
     with pytest.RaisesGroup(VmmError, flatten_subgroups=True, allow_unwrapped=True) as caught:
         async with QemuDriver(Config()).launch(spec) as vmm:
-            await vmm.start()
+            await vmm.wait_ready()
     error = domain_error_in(caught.value)
     assert isinstance(error, ArrakisError)
     assert "QEMU exited with status 1" in str(error)
-    assert "CPUs" in str(error) if broken == "accelerator" else "missing" in str(error)
+    assert "CPUs" in str(error) if broken == "vcpus" else "missing" in str(error)
     assert processes_naming(spec.directory) == set()
 
 
-async def test_broken_state(spec: LaunchSpec) -> None:
+async def test_missing_disk(spec: LaunchSpec, saved: Saved) -> None:
+    """A disk that is not there is an error that names it."""
+    with pytest.RaisesGroup(VmmError, flatten_subgroups=True, allow_unwrapped=True) as caught:
+        async with QemuDriver(Config()).launch(spec) as vmm:
+            await vmm.wake(evolve(saved, disk=spec.directory / "missing"))
+    assert "missing" in str(domain_error_in(caught.value))
+
+
+async def test_broken_state(spec: LaunchSpec, saved: Saved) -> None:
     """Device state that is none is an error with QEMU's last words."""
     with pytest.RaisesGroup(VmmError, flatten_subgroups=True, allow_unwrapped=True) as caught:
         async with QemuDriver(Config()).launch(spec) as vmm:
-            await vmm.start()
+            await vmm.wake(saved)
     assert "device state" in str(domain_error_in(caught.value))

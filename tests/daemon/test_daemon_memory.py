@@ -9,13 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from arrakis_rpc.errors import IntegrityError, VmmError
-from arrakisd.host.memory import PAGE, changed_runs, find_memory, load_pages, save_pages
+from arrakisd.host.memory import PageSaver, changed_flags, find_memory, load_pages
+from arrakisd.host.page_files import PAGE, merge_page_files
 
 PAGES = 512
 
@@ -40,15 +42,20 @@ def address(page):
 print("ready", flush=True)
 for line in sys.stdin:
     verb, *numbers = line.split()
-    answer = ""
-    for number in map(int, numbers):
-        if verb == "write":
+    answer = []
+    numbers = list(map(int, numbers))
+    for number in numbers[verb == "fill":]:
+        if verb == "fill":
+            ctypes.memset(address(number), numbers[0], PAGE)
+        elif verb == "clear":
+            ctypes.memmove(address(number), os.pread(file, PAGE, number * PAGE), PAGE)
+        elif verb == "write":
             ctypes.memset(address(number), number % 255 + 1, PAGE)
         elif verb == "read":
-            answer += ctypes.string_at(address(number), PAGE).hex()
+            answer.append(ctypes.string_at(address(number), PAGE).hex())
         elif verb == "beyond":
-            answer += ctypes.string_at(areas[number] + HALF, PAGE).hex()
-    print(answer, flush=True)
+            answer.append(ctypes.string_at(areas[number] + HALF, PAGE).hex())
+    print("".join(answer), flush=True)
 """
 
 
@@ -120,39 +127,57 @@ def guests(memory_file: Path) -> Iterator[list[Guest]]:
         guest.end()
 
 
-def runs_of(guest: Guest, memory_file: Path) -> list[tuple[int, int]]:
+@contextmanager
+def a_guest(memory_file: Path) -> Iterator[Guest]:
+    """Run one more process for the length of a block."""
+    guest = Guest(memory_file)
+    try:
+        guest.wait_ready()
+        yield guest
+    finally:
+        guest.end()
+
+
+def changed(guest: Guest, memory_file: Path) -> list[int]:
     """Find the changed pages of a guest."""
-    return changed_runs(guest.pid, find_memory(guest.pid, memory_file))
+    flags = changed_flags(guest.pid, find_memory(guest.pid, memory_file))
+    return [page for page, flag in enumerate(flags) if flag]
+
+
+def save_pages(pid: int, memory_file: Path, target: Path, known: Sequence[Path] = ()) -> int:
+    """Save what differs from what is known."""
+    with PageSaver(pid, memory_file, known, target) as saver:
+        return saver.save()
 
 
 def page_file(path: Path, runs: list[tuple[int, int]], data: bytes | None = None) -> Path:
     """Write a page file by hand."""
     table = b"".join(struct.pack("<QQ", *run) for run in runs)
     content = b"x" * PAGE * sum(count for _, count in runs) if data is None else data
-    path.write_bytes(struct.pack("<8sQ", b"ARKPAGE1", len(runs)) + table + content)
+    header = struct.pack("<8sQ", b"ARKPAGE2", len(runs)).ljust(PAGE, b"\0")
+    path.write_bytes(header + content + table)
     return path
 
 
+def pages_in(path: Path) -> set[int]:
+    """Give which pages a page file has."""
+    content = path.read_bytes()
+    _, number = struct.unpack_from("<8sQ", content)
+    runs = struct.iter_unpack("<QQ", content[len(content) - number * 16 :])
+    return {page for first, count in runs for page in range(first, first + count)}
+
+
 @pytest.mark.parametrize(
-    ("written", "runs"),
-    [
-        ([], []),
-        ([0], [(0, 1)]),
-        ([PAGES - 1], [(PAGES - 1, 1)]),
-        ([5, 6, 7, 9], [(5, 3), (9, 1)]),
-        ([255, 256], [(255, 1), (256, 1)]),
-        (list(range(PAGES)), [(0, 256), (256, 256)]),
-    ],
+    "written",
+    [[], [0], [PAGES - 1], [5, 6, 7, 9], [255, 256], list(range(PAGES))],
     ids=["none", "first", "last", "run", "across areas", "all"],
 )
-def test_runs(
-    guests: list[Guest], memory_file: Path, written: list[int], runs: list[tuple[int, int]]
-) -> None:
-    """Exactly the written pages are found, in runs that do not cross a border of areas."""
+def test_found(guests: list[Guest], memory_file: Path, written: list[int]) -> None:
+    """Exactly the written pages are found."""
     guests[0].contents()  # reading maps pages, and changes none
     guests[0].write(*written)
-    assert runs_of(guests[0], memory_file) == runs
-    assert runs_of(guests[1], memory_file) == []
+    assert changed(guests[0], memory_file) == written
+    assert changed(guests[1], memory_file) == []
 
 
 def test_round_trip(guests: list[Guest], memory_file: Path, tmp_path: Path) -> None:
@@ -161,28 +186,75 @@ def test_round_trip(guests: list[Guest], memory_file: Path, tmp_path: Path) -> N
     chosen = sorted(random.Random(7).sample(range(PAGES), 200))
     source.write(*chosen)
     assert save_pages(source.pid, memory_file, tmp_path / "pages") == len(chosen)
-    assert load_pages(target.pid, memory_file, tmp_path / "pages") == len(chosen)
+    assert load_pages(target.pid, memory_file, [tmp_path / "pages"]) == len(chosen)
     assert target.contents() == source.contents()
     assert target.surroundings() == b"s" * 2 * PAGE
-    assert runs_of(target, memory_file) == runs_of(source, memory_file)
+    assert changed(target, memory_file) == chosen
     assert memory_file.read_bytes().count(b"t") == 4 * PAGE
 
 
 def test_second_generation(guests: list[Guest], memory_file: Path, tmp_path: Path) -> None:
-    """A process saved again has both the loaded pages and those it has written since."""
+    """A process saved again has only what it has written since, be it what the template had."""
+    one, two = tmp_path / "one", tmp_path / "two"
     first, second = guests
-    first.write(1, 2, 3)
-    save_pages(first.pid, memory_file, tmp_path / "one")
-    load_pages(second.pid, memory_file, tmp_path / "one")
-    second.write(3, 400)
-    assert save_pages(second.pid, memory_file, tmp_path / "two") == 4
-    assert runs_of(second, memory_file) == [(1, 3), (400, 1)]
+    first.write(1, 2, 3, 255, 256)
+    save_pages(first.pid, memory_file, one)
+    load_pages(second.pid, memory_file, [one])
+    second.write(1, 400)  # the first as it was
+    second.tell("clear", 3, 256)
+    second.tell("clear", 9)  # which is a hole in the template
+    assert save_pages(second.pid, memory_file, two, [one]) == 3
+    assert pages_in(two) == {3, 256, 400}
+    assert save_pages(second.pid, memory_file, tmp_path / "three", [one, two]) == 0
+
+
+def test_equal_to_template(guests: list[Guest], memory_file: Path, tmp_path: Path) -> None:
+    """Pages that were written, and hold what the template has, are not stored."""
+    guests[0].tell("clear", *range(10, 200))
+    guests[0].write(20)
+    assert save_pages(guests[0].pid, memory_file, tmp_path / "pages") == 1
+    assert pages_in(tmp_path / "pages") == {20}
+
+
+def test_deep_stack(memory_file: Path, tmp_path: Path) -> None:
+    """Any state of many generations comes back from its page files, merged or not."""
+    chance = random.Random(11)
+    stack: list[Path] = []
+    states: list[bytes] = []
+    with a_guest(memory_file) as guest:
+        for number in range(12):
+            pages = chance.sample(range(PAGES), 60)
+            guest.tell("fill", number + 1, *pages[:50])
+            guest.tell("clear", *pages[50:])
+            states.append(guest.contents())
+            stack.append(tmp_path / f"layer{number}")
+            saved = save_pages(guest.pid, memory_file, stack[-1], stack[:-1])
+            assert saved <= 60
+    for depth in (1, 5, 12):
+        merged = tmp_path / f"merged{depth}"
+        merge_page_files(stack[1:depth], merged, PAGES)
+        for sources in (stack[:depth], [stack[0], merged]):
+            with a_guest(memory_file) as guest:
+                load_pages(guest.pid, memory_file, sources)
+                assert guest.contents() == states[depth - 1]
+                assert save_pages(guest.pid, memory_file, tmp_path / "none", sources) == 0
+
+
+def test_merged_once(tmp_path: Path) -> None:
+    """A merged page file has each page once, and is no longer than its pages need."""
+    below = page_file(tmp_path / "below", [(1, 4), (9, 2)], b"b" * 6 * PAGE)
+    above = page_file(tmp_path / "above", [(3, 1), (10, 3)], b"a" * 4 * PAGE)
+    merge_page_files([below, above], tmp_path / "merged", PAGES)
+    assert pages_in(tmp_path / "merged") == {1, 2, 3, 4, 9, 10, 11, 12}
+    assert (tmp_path / "merged").read_bytes()[PAGE:-32] == b"".join(
+        letter * PAGE for letter in (b"b", b"b", b"a", b"b", b"b", b"a", b"a", b"a")
+    )
 
 
 def test_nothing_changed(guests: list[Guest], memory_file: Path, tmp_path: Path) -> None:
     """A page file without pages is a page file."""
     assert save_pages(guests[0].pid, memory_file, tmp_path / "pages") == 0
-    assert load_pages(guests[1].pid, memory_file, tmp_path / "pages") == 0
+    assert load_pages(guests[1].pid, memory_file, [tmp_path / "pages"]) == 0
 
 
 def test_every_cut(guests: list[Guest], memory_file: Path, tmp_path: Path) -> None:
@@ -196,48 +268,47 @@ def test_every_cut(guests: list[Guest], memory_file: Path, tmp_path: Path) -> No
         cut = tmp_path / "cut"
         cut.write_bytes((content + b"x")[:length])
         with pytest.raises(IntegrityError, match=str(cut)):
-            load_pages(guests[1].pid, memory_file, cut)
-    assert runs_of(guests[1], memory_file) == []
+            load_pages(guests[1].pid, memory_file, [cut])
+    assert changed(guests[1], memory_file) == []
 
 
 @pytest.mark.parametrize(
     "runs",
     [
-        [(9, 1), (3, 1)],
         [(3, 2), (4, 1)],
+        [(9, 1), (3, 2), (4, 1)],
         [(3, 1), (3, 1)],
         [(PAGES, 1)],
         [(PAGES - 1, 2)],
-        [(255, 2)],
         [(1, 1), (2**40, 1)],
         [(2**64 - 1, 1)],
     ],
-    ids=["order", "overlap", "twice", "behind", "over the end", "over a border", "far", "farthest"],
+    ids=["overlap", "overlap out of order", "twice", "behind", "over the end", "far", "farthest"],
 )
 def test_forged_runs(
     guests: list[Guest], memory_file: Path, tmp_path: Path, runs: list[tuple[int, int]]
 ) -> None:
-    """Runs out of order or outside of the guest's memory are refused before a byte is written."""
+    """Pages that come twice, or lie outside of the guest's memory, are refused; none is written."""
     with pytest.raises(IntegrityError):
-        load_pages(guests[0].pid, memory_file, page_file(tmp_path / "pages", runs))
+        load_pages(guests[0].pid, memory_file, [page_file(tmp_path / "pages", runs)])
     assert guests[0].surroundings() == b"s" * 2 * PAGE
-    assert runs_of(guests[0], memory_file) == []
+    assert changed(guests[0], memory_file) == []
 
 
 def test_forged_header(guests: list[Guest], memory_file: Path, tmp_path: Path) -> None:
     """A wrong magic, or a number of runs or pages beyond all reason, is refused at once."""
     good = page_file(tmp_path / "good", [(1, 1)]).read_bytes()
     for forged in (
-        b"ARKPAGE2" + good[8:],
+        b"ARKPAGE1" + good[8:],
         good[:8] + struct.pack("<Q", 2**63) + good[16:],
         good[:8] + struct.pack("<Q", 2**64 - 1) + good[16:],
-        good[:24] + struct.pack("<Q", 2**52) + good[32:],
-        good[:24] + struct.pack("<Q", 0) + good[32:],
+        good[:-8] + struct.pack("<Q", 2**52),
+        good[:-8] + struct.pack("<Q", 0),
     ):
         path = tmp_path / "forged"
         path.write_bytes(forged)
         with pytest.raises(IntegrityError, match=str(path)):
-            load_pages(guests[0].pid, memory_file, path)
+            load_pages(guests[0].pid, memory_file, [path])
 
 
 def test_other_process(memory_file: Path, tmp_path: Path) -> None:
@@ -249,7 +320,7 @@ def test_other_process(memory_file: Path, tmp_path: Path) -> None:
     pages = page_file(tmp_path / "pages", [(1, 1)])
     for attempt in (
         lambda: save_pages(guest.pid, memory_file, tmp_path / "saved"),
-        lambda: load_pages(guest.pid, memory_file, pages),
+        lambda: load_pages(guest.pid, memory_file, [pages]),
     ):
         with pytest.raises(VmmError, match=str(guest.pid)):
             attempt()
@@ -261,14 +332,16 @@ def test_end_in_the_middle(tmp_path: Path) -> None:
     memory_file, content = tmp_path / "memory", tmp_path / "pages"
     with memory_file.open("wb") as out:
         out.truncate(pages * PAGE)
-    page_file(content, [(0, pages // 2), (pages // 2, pages // 2)], b"")
-    os.truncate(content, content.stat().st_size + pages * PAGE)
+    with content.open("wb") as out:
+        out.write(struct.pack("<8sQ", b"ARKPAGE2", 1))
+        out.seek((1 + pages) * PAGE)
+        out.write(struct.pack("<QQ", 0, pages))
     guest = Guest(memory_file, pages)
     guest.wait_ready()
     began = time.monotonic()
     killer = threading.Timer(0.03, guest.end)
     killer.start()
     with pytest.raises(VmmError, match=str(guest.pid)):
-        load_pages(guest.pid, memory_file, content)
-    assert time.monotonic() - began < 5
+        load_pages(guest.pid, memory_file, [content])
+    assert time.monotonic() - began < 60
     killer.join()

@@ -9,23 +9,28 @@ import pytest
 from arrakis_rpc.errors import InvalidStateError
 from arrakisd.states import StateMachine, VmState
 
-CREATED, RUNNING, PAUSED, STOPPED = VmState
+CREATED, RUNNING, PAUSED, SUSPENDED, STOPPED = VmState
 
 PAIRS = list(product(VmState, VmState))
 
 LEGAL = {
     (CREATED, RUNNING),
+    (CREATED, SUSPENDED),
     (CREATED, STOPPED),
     (RUNNING, PAUSED),
     (RUNNING, STOPPED),
     (PAUSED, RUNNING),
+    (PAUSED, SUSPENDED),
     (PAUSED, STOPPED),
+    (SUSPENDED, RUNNING),
+    (SUSPENDED, STOPPED),
 }
 
 WAYS = {
     CREATED: [],
     RUNNING: [RUNNING],
     PAUSED: [RUNNING, PAUSED],
+    SUSPENDED: [RUNNING, PAUSED, SUSPENDED],
     STOPPED: [RUNNING, STOPPED],
 }
 
@@ -81,5 +86,6 @@ def test_require(state: VmState) -> None:
 
 
 def test_names() -> None:
-    """The states are those of the Go program."""
-    assert [state.value for state in VmState] == ["CREATED", "RUNNING", "PAUSED", "STOPPED"]
+    """The states are those of the Go program, and one more."""
+    names = ["CREATED", "RUNNING", "PAUSED", "SUSPENDED", "STOPPED"]
+    assert [state.value for state in VmState] == names

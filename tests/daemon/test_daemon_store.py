@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stored_things import Shelf, flipped_bit, is_whole
+from stored_things import Shelf, flipped_bit, is_whole, qcow2_header
 
 from arrakis_rpc.errors import IntegrityError, NotFoundError
-from arrakisd.manifest import MANIFEST
+from arrakisd.host.disks import FROZEN
+from arrakisd.manifest import DEVICE_STATE, EMPTY_LAYER, MANIFEST, PAGES, Manifest
 
 FAR = 10_000
 
@@ -130,6 +131,150 @@ def test_killed_while_deleting(shelf: Shelf, tmp_path: Path) -> None:
     assert (results[0], results[-1]) == (False, True)
 
 
+def chain(shelf: Shelf, length: int) -> list[Manifest]:
+    """Publish a template, and snapshots each on top of the one before."""
+    manifests = [shelf.template()]
+    for number in range(1, length + 1):
+        manifests.append(shelf.snapshot(f"s{number}", manifests[-1]))
+    return manifests
+
+
+def test_merged(shelf: Shelf) -> None:
+    """A snapshot whose layers were merged stands on few, those next on it too, others as before."""
+    manifests = chain(shelf, 4)
+    merged = shelf.merge(manifests[4], 3)
+    above = shelf.snapshot("above", manifests[4])  # of a VM that knows the old manifest
+    for one in (shelf, shelf.reopened()):
+        stored = one.store.snapshots
+        assert [layer.id for layer in stored["s4"].layers[2:]] == [merged]
+        assert stored["above"].layers == [*stored["s4"].layers, above.layers[-1]]
+        for manifest in manifests[1:4]:
+            assert stored[manifest.id] == manifest
+        assert all(is_whole(one, manifest) for manifest in stored.values())
+    header = (shelf.paths.layer(above.layers[-1].id) / FROZEN).read_bytes()
+    assert header.endswith(f"../../layers/{merged}/{FROZEN}".encode())
+    for name in ("s2", "s3"):
+        shelf.store.delete(shelf.store.snapshot(name))
+    assert shelf.layers() == {layer.id for layer in (*above.layers, *manifests[1].layers)}
+    for name in ("s4", "above", "s1"):
+        shelf.store.delete(shelf.store.snapshot(name))
+    assert shelf.layers() == {manifests[0].layers[0].id}
+
+
+def test_merged_under_a_vm(shelf: Shelf) -> None:
+    """A VM whose snapshot is gone uses the merged layer all the same, which goes with the VM."""
+    manifests = chain(shelf, 3)
+    held: list[str] = []
+    with shelf.store.hold(held):
+        source = shelf.store.current(manifests[3], held)
+        shelf.store.delete(manifests[3])
+        merged = shelf.merge(manifests[3], 3)
+        assert merged in shelf.layers()
+        assert [layer.id for layer in shelf.store.current(source, held).layers[1:]] == [merged]
+        assert held[-1] == merged
+    shelf.store.collect_layers()
+    assert merged not in shelf.layers()
+    assert is_whole(shelf, manifests[2])
+    assert shelf.store.current(manifests[3], []) == manifests[3]
+
+
+def test_killed_while_merging(shelf: Shelf, tmp_path: Path) -> None:
+    """A daemon killed at any step of merging loses nothing, and leaves no layer without use."""
+    manifests = chain(shelf, 3)
+    sibling = shelf.snapshot("sibling", manifests[2])
+    copy = tmp_path / "copy"
+    shutil.copytree(shelf.paths.root, copy)
+
+    def check() -> bool:
+        again = Shelf(copy)
+        snapshots = again.store.snapshots
+        assert again.store.damaged == {}
+        assert snapshots.keys() == {"s1", "s2", "s3", "sibling"}
+        assert all(is_whole(again, manifest) for manifest in snapshots.values())
+        assert snapshots["sibling"] == sibling
+        is_merged = len(snapshots["s3"].layers) == 2
+        assert len(again.layers()) == 5
+        assert (manifests[3].layers[-1].id in again.layers()) is not is_merged
+        shutil.rmtree(copy)
+        shutil.copytree(shelf.paths.root, copy)
+        return is_merged
+
+    results = every_step(lambda: Shelf(copy).merge(manifests[3], 3), check)
+    assert results == sorted(results)
+    assert (results[0], results[-1]) == (False, True)
+
+
+def test_after_a_failed_one(shelf: Shelf) -> None:
+    """The layer of a snapshot that failed is kept without its pages, of which nobody knows."""
+    template = shelf.template()
+    manifests = [template, shelf.snapshot("first", template, failed_before=True)]
+    assert [sorted(layer.files) for layer in manifests[1].layers[1:]] == [
+        [FROZEN],
+        [FROZEN, EMPTY_LAYER, PAGES],
+    ]
+    assert is_whole(shelf, manifests[1])
+
+
+def test_a_moment(shelf: Shelf, tmp_path: Path) -> None:
+    """A moment can be woken during its block, is in no list, and no daemon after finds it."""
+    template = shelf.template()
+    first = shelf.snapshot("first", template)
+    with shelf.moment(first) as moment:
+        assert shelf.store.has(moment)
+        shelf.store.verify(moment)
+        assert (shelf.store.directory(moment) / DEVICE_STATE).exists()
+        assert len(shelf.store.page_files(moment.layers)) == 2
+        assert shelf.store.present_parent(moment) == "first"
+        assert shelf.store.snapshots == {"first": first}
+        shutil.copytree(shelf.paths.root, tmp_path / "copy")
+    after_a_crash = Shelf(tmp_path / "copy")
+    assert after_a_crash.store.snapshots == {"first": first}
+    assert after_a_crash.layers() == {layer.id for layer in first.layers}
+    assert not list(after_a_crash.paths.scratch.iterdir())
+    assert not shelf.store.has(moment)
+    shelf.store.collect_layers()
+    assert shelf.layers() == {layer.id for layer in first.layers}
+
+
+def test_snapshots_of_what_came_of_a_moment(shelf: Shelf) -> None:
+    """The layers of a moment are sealed by whatever snapshot first stands on them."""
+    template = shelf.template()
+    first = shelf.snapshot("first", template)
+    with shelf.moment(first) as moment, shelf.store.hold([moment.layers[-1].id]):
+        assert not moment.layers[-1].is_sealed
+        siblings = [shelf.snapshot(name, moment) for name in ("one", "other")]
+        for sibling in siblings:
+            assert sibling.parent == "first"
+            assert [layer.id for layer in sibling.layers[:-1]] == [one.id for one in moment.layers]
+            assert all(layer.is_sealed for layer in sibling.layers)
+        assert siblings[0].layers[:-1] == siblings[1].layers[:-1]
+    again = shelf.reopened()
+    assert all(is_whole(again, sibling) for sibling in siblings)
+    with flipped_bit(again.paths.layer(moment.layers[-1].id) / PAGES, 5):
+        assert not is_whole(again.reopened(), siblings[0])
+
+
+def test_a_merged_moment(shelf: Shelf) -> None:
+    """What lies on top of merged layers stands on the one in their place, sealed or not."""
+    template = shelf.template()
+    first = shelf.snapshot("first", template)
+    with shelf.moment(first) as moment:
+        merged = shelf.merge(moment, 2)
+        last = shelf.snapshot("last", moment)
+    assert [layer.id for layer in last.layers[:-1]] == [template.layers[0].id, merged]
+    assert is_whole(shelf.reopened(), last)
+
+
+def test_foreign_header(shelf: Shelf) -> None:
+    """A layer whose header does not name a layer is not published."""
+    template = shelf.template()
+    good = qcow2_header("0" * 32)
+    for header in (b"", good[:20], b"QFI\xfa" + good[4:], good.replace(b"../", b"/x/"), good[:-1]):
+        with pytest.raises(IntegrityError, match=FROZEN):
+            shelf.snapshot("forged", template, header=header)
+        assert shelf.store.snapshots == {}
+
+
 DAMAGE = {
     "empty": b"",
     "cut": b'{"id": "first", ',
@@ -162,6 +307,30 @@ def test_damaged_manifest(shelf: Shelf, content: bytes) -> None:
     mended = shelf.reopened()
     assert mended.store.snapshots == {"first": first}
     assert is_whole(mended, first)
+
+
+def test_damaged_one_deleted(shelf: Shelf) -> None:
+    """What is damaged can be deleted; what stands on it stays whole, and its own layers go."""
+    template = shelf.template()
+    below = shelf.snapshot("below", template)
+    above = shelf.snapshot("above", below)
+    side = shelf.snapshot("side", template)
+    for one in (below, side):
+        (shelf.store.directory(one) / MANIFEST).write_text("{")
+    (shelf.paths.snapshots / "a-file").write_text("x")
+    again = shelf.reopened()
+    for directory in list(again.store.damaged):
+        assert len(again.layers()) == 4
+        again.store.delete_damaged(directory)
+        again.store.delete_damaged(directory)
+    assert again.store.damaged == {}
+    assert again.layers() == {layer.id for layer in above.layers}
+    kept = again.store.snapshot("above")
+    assert kept.parent is None
+    assert is_whole(again, kept)
+    assert again.reopened().store.snapshots == {"above": kept}
+    assert sorted(path.name for path in shelf.paths.snapshots.iterdir()) == ["above"]
+    assert list(shelf.paths.scratch.iterdir()) == []
 
 
 def test_use_of_damaged(shelf: Shelf) -> None:
@@ -207,7 +376,7 @@ def test_every_file(shelf: Shelf) -> None:
     first = shelf.snapshot("first", shelf.template())
     second = shelf.snapshot("second", first)
     paths = [path for path in shelf.files_of(second) if path.name != MANIFEST]
-    assert len(paths) == 7
+    assert len(paths) == 11
     for path in paths:
         content, again = path.read_bytes(), shelf.reopened()
         path.chmod(0o600)
@@ -332,7 +501,7 @@ def test_scratch(shelf: Shelf) -> None:
 
 
 def test_unknown_ids(shelf: Shelf) -> None:
-    """An unknown id is an error that lists what there is."""
+    """An unknown id is an error that lists what there is, or what bears that as its label."""
     for find in (shelf.store.snapshot, shelf.store.template):
         with pytest.raises(NotFoundError) as caught:
             find("x")
@@ -340,4 +509,7 @@ def test_unknown_ids(shelf: Shelf) -> None:
     shelf.snapshot("known", shelf.template())
     with pytest.raises(NotFoundError) as caught:
         shelf.store.snapshot("x")
-    assert "known" in (caught.value.hint or "")
+    assert caught.value.hint == "there are: known"
+    with pytest.raises(NotFoundError) as caught:
+        shelf.store.snapshot("label of known")
+    assert caught.value.hint == "so labelled is: known"

@@ -2,66 +2,22 @@
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgpack
 import pytest
 import trio
+from raw_client import RawClient
 from real_daemon import Daemon
 
 from arrakis import SandboxManager
 from arrakis_rpc.framing import MAX_FRAME, encode_frame
-from arrakisd import rpc_server
+from arrakisd import rpc_session
 from arrakisd.rpc_server import RpcServer, open_unix_listener
-
-
-class RawClient:
-    """A connection without manners."""
-
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(str(path))
-        self._socket.settimeout(10)
-
-    def send(self, data: bytes) -> None:
-        """Send bytes, as far as the daemon takes them."""
-        self._socket.sendall(data)
-
-    def call(self, number: int, method: str, params: object = None) -> None:
-        """Send a well-formed call."""
-        message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params or {}}
-        self.send(encode_frame(message))
-
-    def hello(self) -> None:
-        """Greet as the protocol wants it."""
-        self.call(1, "system.hello", {"versions": [1], "client": "test"})
-        assert self.answer()["result"]["version"] == 1
-
-    def answer(self) -> Any:
-        """Receive one frame."""
-        (size,) = struct.unpack(">I", self._exactly(4))
-        return msgpack.unpackb(self._exactly(size))
-
-    def _exactly(self, size: int) -> bytes:
-        data = self._socket.recv(size, socket.MSG_WAITALL)
-        assert len(data) == size
-        return data
-
-    def is_closed(self) -> bool:
-        """Wait until the daemon hangs up; whether it did."""
-        try:
-            return self._socket.recv(1) == b""
-        except ConnectionResetError:
-            return True
-
-    def close(self) -> None:
-        """Hang up."""
-        self._socket.close()
+from arrakisd.rpc_session import RpcSessions
 
 
 @pytest.fixture
@@ -268,8 +224,8 @@ def test_client_that_never_reads(client: RawClient, daemon: Daemon) -> None:
 
 async def test_slow_loris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who does not greet in time, or leaves a frame half sent, is dropped; who waits is not."""
-    monkeypatch.setattr(rpc_server, "_HELLO_DEADLINE", 0.3)
-    monkeypatch.setattr(rpc_server, "_FRAME_DEADLINE", 0.3)
+    monkeypatch.setattr(rpc_session, "_HELLO_DEADLINE", 0.3)
+    monkeypatch.setattr(rpc_session, "_FRAME_DEADLINE", 0.3)
     path = tmp_path / "socket"
     hello = {"versions": [1], "client": "x"}
     message = {"jsonrpc": "2.0", "id": 1, "method": "system.hello", "params": hello}
@@ -294,7 +250,8 @@ async def test_slow_loris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             return not scope.cancelled_caught
 
     async with open_unix_listener(path, None) as listener, trio.open_nursery() as nursery:
-        nursery.start_soon(RpcServer(Greeter()).serve, listener)  # type: ignore[arg-type]
+        sessions = RpcSessions(Greeter())  # type: ignore[arg-type]
+        nursery.start_soon(RpcServer(sessions).serve, listener)
         results: dict[str, bool] = {}
 
         async def look(name: str, *script: bytes) -> None:

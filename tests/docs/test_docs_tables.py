@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import tomllib
 from types import ModuleType
 
 import attrs
@@ -13,6 +14,13 @@ from docs_pages import ROOT, read, rows
 from arrakis.cli.main import cli
 from arrakis_rpc import PROTOCOL_VERSION, connection, errors, framing
 from arrakisd.config import Config
+from arrakisd.health_config import HealthConfig
+from arrakisd.http.app import ROUTES
+from arrakisd.http_config import HttpConfig
+from arrakisd.limits_config import LimitsConfig
+from arrakisd.network_config import NetworkConfig
+from arrakisd.pool_config import PoolConfig
+from arrakisd.snapshots_config import SnapshotsConfig
 
 GO_KEYS = [
     "state_dir",
@@ -51,15 +59,44 @@ def test_a_default_is_documented_as_it_is(field: attrs.Attribute[object]) -> Non
             assert documented == str(number)
 
 
+def test_every_request_is_documented_and_none_that_does_not_exist() -> None:
+    """The table in docs/http.md has the routes of the app."""
+    assert rows("docs/http.md", "Requests").keys() == {f"{one.verb} {one.path}" for one in ROUTES}
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"),
+    [
+        ("Network", NetworkConfig),
+        ("HTTP", HttpConfig),
+        ("Pool", PoolConfig),
+        ("Snapshots", SnapshotsConfig),
+        ("Limits", LimitsConfig),
+        ("Health", HealthConfig),
+    ],
+    ids=str,
+)
+def test_every_setting_of_a_table_is_documented_with_its_default(
+    heading: str, kind: type[attrs.AttrsInstance]
+) -> None:
+    """The keys in the table are those of its class, and the defaults are TOML for its own."""
+    documented = {key: cells[0] for key, cells in rows("docs/configuration.md", heading).items()}
+    read_back = {
+        key: None if text == "none" else tomllib.loads(f"value = {text}")["value"]
+        for key, text in documented.items()
+    }
+    assert read_back == attrs.asdict(kind())
+
+
 def test_every_key_of_the_go_program_has_its_counterpart_named() -> None:
     """The table of the Go program's keys is complete, and names settings that exist."""
     table = rows("docs/configuration.md", "Keys of the Go program")
     documented = {key for cell in table for key in re.findall(r"\w+", cell)}
     assert documented == set(GO_KEYS)
     counterparts = {cells[0].split("`")[0].split(",")[0] for cells in table.values()}
-    assert {name for name in counterparts if re.fullmatch(r"\w+", name)} <= {
-        field.name for field in attrs.fields(Config)
-    }
+    ours = {field.name for field in attrs.fields(Config)}
+    ours |= {f"network.{field.name}" for field in attrs.fields(NetworkConfig)}
+    assert {name for name in counterparts if re.fullmatch(r"[\w.]+", name)} <= ours
 
 
 def test_every_error_is_documented_with_its_code() -> None:

@@ -9,10 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from real_daemon import wait_until
+import pytest
+from real_daemon import SLACK, wait_until
 
 from arrakis import Sandbox, SandboxManager
 from arrakis_rpc.connection import CallNotified
+
+# Of a test of what clients do: once by the Unix socket, once by a WebSocket.
+over_both = pytest.mark.parametrize("transport", ["unix", "http"])
 
 # Counts in memory, and writes each number down; so a gap or a repetition would show.
 COUNTER = """
@@ -98,7 +102,7 @@ class Background:
 
     def wait(self, seconds: float = 30) -> Any:
         """Wait for the end; give the result, or raise the error."""
-        self._thread.join(seconds)
+        self._thread.join(SLACK * seconds)
         assert not self._thread.is_alive()
         if self.error is not None:
             raise self.error

@@ -21,9 +21,11 @@ from real_daemon import (
     is_running,
     passable_directory,
     processes_naming,
+    refused_daemon,
     running_daemon,
     started_daemon,
     wait_until,
+    write_config,
 )
 
 from arrakis import ArrakisError, ConnectionLostError, NotFoundError, SandboxManager
@@ -118,7 +120,7 @@ def test_killed(template_state: Path) -> None:
 
 def test_killed_at_work(template_state: Path) -> None:
     """Killed at any moment of starts and snapshots, a daemon leaves what the next one can use."""
-    for number in range(8):
+    for number in range(5):
         with managed(template_state) as (daemon, manager):
             known = {one.id for one in manager.snapshots.list()}
             assert processes_naming(template_state) == {daemon.pid}
@@ -132,7 +134,7 @@ def test_killed_at_work(template_state: Path) -> None:
                 Background(lambda: sandbox.snapshot(f"at-{number}")),  # noqa: B023
                 Background(lambda: manager.start_sandbox("other")),
             ]
-            time.sleep(0.03 * number)
+            time.sleep(0.05 * number)
             daemon.process.kill()
             daemon.process.wait()
             for one in work:
@@ -144,27 +146,12 @@ def test_killed_at_work(template_state: Path) -> None:
                 assert last.files.read_text("/root/mark") == snapshot.id
 
 
-def refused_daemon(*flags: str) -> str:
-    """Run a daemon that must refuse to start; give what it says."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "arrakisd", *flags],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert ended.returncode == 1
-    assert "Traceback" not in ended.stderr
-    assert "hint: " in ended.stderr
-    return ended.stderr
-
-
 def test_second_daemon(manager: SandboxManager, daemon: Daemon, place: Path) -> None:
     """A second daemon on the same state, or on the same socket, refuses and disturbs nothing."""
     with manager.start_sandbox("undisturbed") as sandbox:
-        said = refused_daemon(f"--state={daemon.state}", f"--socket={place}/other.sock")
+        said = refused_daemon(place, f"--state={daemon.state}", f"--socket={place}/other.sock")
         assert str(daemon.state) in said
-        said = refused_daemon(f"--state={place}/state", f"--socket={daemon.socket}")
+        said = refused_daemon(place, f"--state={place}/state", f"--socket={daemon.socket}")
         assert str(daemon.socket) in said
         assert sandbox.run_cmd("echo fine")["output"] == "fine\n"
     with SandboxManager(socket=daemon.socket) as newcomer:
@@ -179,7 +166,7 @@ def test_socket_path_in_use(place: Path, what: str) -> None:
         path.write_text("precious")
     else:
         path.mkdir()
-    said = refused_daemon(f"--state={place}/state", f"--socket={path}")
+    said = refused_daemon(place, f"--state={place}/state", f"--socket={path}")
     assert str(path) in said
     assert path.is_dir() or path.read_text() == "precious"
 
@@ -187,10 +174,10 @@ def test_socket_path_in_use(place: Path, what: str) -> None:
 def test_unusable_places(place: Path) -> None:
     """A state directory or socket that cannot be made is named in a clear refusal."""
     (place / "file").write_text("")
-    said = refused_daemon(f"--state={place}/file/state", f"--socket={place}/s")
+    said = refused_daemon(place, f"--state={place}/file/state", f"--socket={place}/s")
     assert f"{place}/file/state" in said
     long = place / ("x" * 120)
-    said = refused_daemon(f"--state={place}/state", f"--socket={long}")
+    said = refused_daemon(place, f"--state={place}/state", f"--socket={long}")
     assert str(long) in said
 
 
@@ -216,7 +203,10 @@ def test_readiness(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         listener.settimeout(30)
         monkeypatch.setenv("NOTIFY_SOCKET", str(path))
         with subprocess.Popen(
-            [sys.executable, "-m", "arrakisd", f"--state={place}/s", f"--socket={place}/a"],
+            [
+                *(sys.executable, "-m", "arrakisd", f"--config={write_config(place / 'state')}"),
+                *(f"--state={place}/s", f"--socket={place}/a"),
+            ],
             stderr=subprocess.DEVNULL,
         ) as process:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from real_daemon import Daemon, running_daemon
 
-from arrakis import IntegrityError, SandboxManager
+from arrakis import IntegrityError, InvalidStateError, NotFoundError, SandboxManager
 
 pytestmark = pytest.mark.vm
 
@@ -55,9 +56,20 @@ def parts(state: Path, kind: str, one: str) -> list[Path]:
     manifest = json.loads((directory / "manifest.json").read_text())
     return [
         *(directory / name for name in manifest["files"]),
-        *(state / "layers" / layer["id"] / "disk.qcow2" for layer in manifest["layers"]),
+        *(
+            state / "layers" / one["id"] / name
+            for one in manifest["layers"]
+            for name in one["files"]
+        ),
         *(path for path in state.glob("templates/*/memory") if kind == "snapshots"),
     ]
+
+
+@pytest.fixture
+def session_image(booted: Path) -> Path:
+    """The root image from which the session's template was booted."""
+    (manifest,) = booted.glob("templates/*/manifest.json")
+    return Path(json.loads(manifest.read_text())["shape"]["root_image"])
 
 
 @pytest.fixture
@@ -79,7 +91,7 @@ def test_every_file_of_a_snapshot(own: tuple[Daemon, SandboxManager]) -> None:
     daemon, manager = own
     with daemon.leaves_nothing():
         files = parts(daemon.state, "snapshots", "above")
-        assert len(files) == 7
+        assert len(files) == 10
         for path in files:
             for damage in (*(flipped(path, at) for at in data_positions(path)), hidden(path)):
                 with damage, pytest.raises(IntegrityError, match=path.name) as caught:
@@ -111,7 +123,8 @@ def test_every_file_of_a_template(own: tuple[Daemon, SandboxManager]) -> None:
 def test_damage_under_a_running_vm(own: tuple[Daemon, SandboxManager]) -> None:
     """A VM that runs is not disturbed by damage to what it came from, nor is its snapshot."""
     daemon, manager = own
-    pages = daemon.state / "snapshots" / "above" / "pages"
+    pages = parts(daemon.state, "snapshots", "above")[-2]
+    assert pages.name == "pages"
     with manager.restore("running", "above") as running:
         with flipped(pages, pages.stat().st_size // 2):
             with pytest.raises(IntegrityError):
@@ -120,6 +133,26 @@ def test_damage_under_a_running_vm(own: tuple[Daemon, SandboxManager]) -> None:
             running.snapshot("whole")
         with manager.restore("again", "whole") as again:
             assert again.files.read("/root/more") == b"more" * 10_000
+
+
+def test_root_image(template_state: Path, session_image: Path) -> None:
+    """A root image with one flipped bit, or none at all, is refused by its name; then it is not."""
+    image = template_state.parent / "own.erofs"
+    shutil.copyfile(session_image, image)
+    with running_daemon(template_state) as daemon, SandboxManager(socket=daemon.socket) as manager:
+        with manager.start_sandbox("own", rootfs=str(image)) as sandbox:
+            sandbox.snapshot("standing")
+            for damage in (*(flipped(image, at) for at in data_positions(image)), hidden(image)):
+                with damage, pytest.raises(IntegrityError, match=image.name) as caught:
+                    manager.restore("woken", "standing")
+                assert str(image) in str(caught.value)
+                assert caught.value.hint
+                assert [one.name for one in manager.list_all()] == ["own"]
+            with hidden(image):
+                assert sandbox.run_cmd("echo going on")["output"] == "going on\n"
+        with manager.restore("woken", "standing") as woken:
+            assert woken.run_cmd("echo whole")["output"] == "whole\n"
+        manager.snapshots.delete("standing")
 
 
 def test_damaged_manifests(template_state: Path) -> None:
@@ -149,6 +182,11 @@ def test_damaged_manifests(template_state: Path) -> None:
             with pytest.raises(IntegrityError, match=str(cut)):
                 sandbox.snapshot("cut")
             assert sandbox.run_cmd("echo going on")["output"] == "going on\n"
+            manager.snapshots.delete("cut")
+            assert not cut.parent.exists()
+            sandbox.snapshot("cut")
+            with pytest.raises(NotFoundError):
+                manager.snapshots.delete("gone")
     with (
         running_daemon(template_state) as daemon,
         SandboxManager(socket=daemon.socket) as manager,
@@ -168,3 +206,13 @@ def test_damaged_manifests(template_state: Path) -> None:
                 attempt()
             assert caught.value.hint
         assert daemon.vmm_pids() == set()
+    (template_state / "templates" / template.id / "manifest.json").write_text("{")
+    with running_daemon(template_state) as daemon, SandboxManager(socket=daemon.socket) as manager:
+        with pytest.raises(InvalidStateError, match="snapshot 'whole'"):
+            manager.templates.delete(template.id)
+        for snapshot in manager.snapshots.list():
+            manager.snapshots.delete(snapshot.id)
+        manager.templates.delete(template.id)
+        assert [check for check in manager.doctor().checks if "stored data" in check.name] == []
+        for part in ("templates", "snapshots", "layers", "scratch"):
+            assert list((template_state / part).iterdir()) == []

@@ -17,6 +17,7 @@ from arrakis import (
     Sandbox,
     SandboxManager,
 )
+from arrakis.tree import TreeNode
 
 pytestmark = pytest.mark.vm
 
@@ -214,3 +215,29 @@ def test_fork_of_forks(manager: SandboxManager) -> None:
     with manager.restore("woken", "last") as woken:
         assert woken.files.read_text("/root/generation") == "2"
         assert manager.snapshots.info("last").parent is None
+
+
+def tree_of(manager: SandboxManager, sandbox: Sandbox) -> TreeNode:
+    """The tree in which a machine stands."""
+    template = sandbox.info()["template"]
+    (tree,) = (tree for tree in manager.snapshots.tree() if tree.id == template)
+    return tree
+
+
+def test_tree(manager: SandboxManager) -> None:
+    """Machines and snapshots stand where they came from, in the tree as in their lives."""
+    with manager.start_sandbox("root") as root:
+        root.snapshot("first")
+        restored = manager.restore("restored", "first")
+        restored.snapshot("second")
+        manager.start_sandbox("fresh")
+        tree = tree_of(manager, root)
+        names = {machine.name for machine in tree.machines}
+        (first,) = tree.children
+        (second,) = first.children
+        assert (tree.kind, names) == ("template", {"fresh"})
+        assert (first.id, [one.name for one in first.machines]) == ("first", ["root"])
+        assert (second.id, [one.name for one in second.machines]) == ("second", ["restored"])
+        manager.snapshots.delete("first")
+        tree = tree_of(manager, root)
+        assert [child.id for child in tree.children] == ["second"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from in_guest import Background, ask
-from real_daemon import Daemon
+from in_guest import Background, ask, over_both
+from real_daemon import Daemon, running_daemon, wait_until
 
 from arrakis import SandboxManager
 
@@ -62,6 +63,7 @@ def test_endless_output(manager: SandboxManager, daemon: Daemon) -> None:
     assert int(agent) < 64 * 1024
 
 
+@over_both
 def test_reader_that_stops(manager: SandboxManager, daemon: Daemon) -> None:
     """A reader that stops holds up its own command, and no other call into the same VM."""
     with (
@@ -78,7 +80,8 @@ def test_reader_that_stops(manager: SandboxManager, daemon: Daemon) -> None:
     assert memory.growth < 24
 
 
-def test_many_clients(manager: SandboxManager, daemon: Daemon) -> None:
+@over_both
+def test_many_clients(manager: SandboxManager, new_client: Callable[[], SandboxManager]) -> None:
     """Twenty clients at once ask and run commands in two VMs without an error."""
     names = ["even", "odd"]
     for name in names:
@@ -86,7 +89,7 @@ def test_many_clients(manager: SandboxManager, daemon: Daemon) -> None:
 
     def work(number: int) -> list[float]:
         times = []
-        with SandboxManager(socket=daemon.socket) as client:
+        with new_client() as client:
             sandbox = client.get(names[number % 2])
             for turn in range(4):
                 for _ in range(10):
@@ -103,19 +106,28 @@ def test_many_clients(manager: SandboxManager, daemon: Daemon) -> None:
     assert times[len(times) * 99 // 100] < 1  # the promise of 50 ms is the benchmark's
 
 
-def test_many_starts(manager: SandboxManager, daemon: Daemon) -> None:
-    """A dozen starts at once all come up, and each answers for itself."""
-    starts = [
-        Background(lambda number=number: manager.start_sandbox(f"vm-{number}"))
-        for number in range(12)
-    ]
-    sandboxes = [start.wait(120) for start in starts]
-    assert len(daemon.vmm_pids()) == 12
-    names = [sandbox.files.read_text("/etc/hostname").strip() for sandbox in sandboxes]
-    assert names == [f"vm-{number}" for number in range(12)]
-    began = time.monotonic()
-    manager.destroy_all()
-    assert time.monotonic() - began < 8
+def test_many_starts(template_state: Path) -> None:
+    """Twenty starts at once all come up; idle, they cost the daemon next to nothing."""
+    with running_daemon(template_state) as daemon, SandboxManager(socket=daemon.socket) as manager:
+        starts = [
+            Background(lambda number=number: manager.start_sandbox(f"vm-{number}"))
+            for number in range(20)
+        ]
+        sandboxes = [start.wait(120) for start in starts]
+        assert len(daemon.vmm_pids()) == 20
+        names = [sandbox.files.read_text("/etc/hostname").strip() for sandbox in sandboxes]
+        assert names == [f"vm-{number}" for number in range(20)]
+        assert daemon.memory_mib() < 150
+
+        def is_idle() -> bool:
+            before, began = daemon.cpu_seconds(), time.monotonic()
+            time.sleep(2)
+            return daemon.cpu_seconds() - before < 0.01 * (time.monotonic() - began)
+
+        wait_until(is_idle, 30)
+        began = time.monotonic()
+        manager.destroy_all()
+        assert time.monotonic() - began < 8
 
 
 def test_many_calls_on_one_vm(manager: SandboxManager) -> None:
@@ -127,19 +139,3 @@ def test_many_calls_on_one_vm(manager: SandboxManager) -> None:
         ]
         for number, call in enumerate(calls):
             assert call.wait(120).text.split() == ["x" * 30_000, str(number)]
-
-
-def test_fork_bomb(manager: SandboxManager, daemon: Daemon) -> None:
-    """A guest that breeds processes and eats its memory disturbs neither host nor sibling."""
-    bomb, sibling = manager.start_sandbox("bomb"), manager.start_sandbox("sibling")
-    bomb.run_cmd("for i in $(seq 300); do sleep 100 & done; tail /dev/zero", blocking=False)
-    began = time.monotonic()
-    for number in range(5):
-        assert ask(sibling, f"echo {number}") == str(number)
-        assert manager.health().status == "healthy"
-    assert time.monotonic() - began < 30
-    memory = int(Path(f"/proc/{bomb.info()['pid']}/statm").read_text().split()[1]) * 4096
-    assert memory < 1.5 * 1024 * MIB
-    began = time.monotonic()
-    bomb.destroy()
-    assert time.monotonic() - began < 3

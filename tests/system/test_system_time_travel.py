@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from in_guest import Background, ask, counted, python, start_counter
+from in_guest import Background, ask, counted, over_both, python, start_counter
 from real_daemon import Daemon, wait_until
 
 from arrakis import (
@@ -74,6 +74,7 @@ print("null")
 """
 
 
+@over_both
 def test_back_in_time(manager: SandboxManager) -> None:
     """A program, its memory and its files come back as they were, while their source runs on."""
     with manager.start_sandbox("source") as source:
@@ -206,6 +207,7 @@ def test_many_of_one(manager: SandboxManager, daemon: Daemon) -> None:
         assert sum(path.stat().st_blocks * 512 for path in parts) < 80 * 2**20
 
 
+@over_both
 def test_traffic_during_snapshot(manager: SandboxManager) -> None:
     """Streams in both directions run through snapshots unharmed, and the snapshot wakes."""
     data = bytes(range(256)) * 16384  # 4 MiB
@@ -247,6 +249,7 @@ def test_ids(manager: SandboxManager) -> None:
         assert [sandbox.name for sandbox in manager.list_all()] == ["named"]
 
 
+@over_both
 def test_same_id_at_once(manager: SandboxManager) -> None:
     """Of several snapshots under one id at once, one is made and the others are told."""
     with manager.start_sandbox("raced") as source:
