@@ -157,6 +157,8 @@ def _default(field: Any) -> str:
         return "-"
     if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
         return "empty"
+    if field.default == b"":
+        return "empty"
     return "none" if field.default is None else f"`{_literal(field.default, field.name)}`"
 
 
