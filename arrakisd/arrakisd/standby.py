@@ -20,6 +20,7 @@ from arrakis_rpc.errors import VmmError
 from arrakis_rpc.network_api import Egress
 
 from .admission import PROCESS_MIB
+from .host.files import fill_holes_in_memory
 from .host.net.interface import Nic
 from .host.vmm.hypervisors import Hypervisors
 from .host.vmm.interface import LaunchSpec, Vmm
@@ -97,7 +98,7 @@ class Standbys(Stock[Standby]):
         """Run the process; once it is taken, its end is its taker's affair."""
         driver = self._hypervisors.made(standby.template.shape.vmm).driver
         async with (
-            self._directory(standby.directory),
+            self._files(standby),
             self._network.card(standby.egress) as nic,
             self._groups.group(standby.template.shape) as groups,
             driver.launch(self._launch_spec(standby, nic, groups)) as vmm,
@@ -113,8 +114,11 @@ class Standbys(Stock[Standby]):
             raise VmmError("\n".join([end.how, *vmm.last_words()]))
 
     @asynccontextmanager
-    async def _directory(self, directory: Path) -> AsyncIterator[None]:
+    async def _files(self, standby: Standby) -> AsyncIterator[None]:
+        directory = standby.directory
+
         def make() -> None:
+            fill_holes_in_memory(self._store.memory_file(standby.template))
             directory.mkdir(mode=0o700, parents=True)
             self._config.give_to_vmm(directory)
 

@@ -6,7 +6,8 @@ import hashlib
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
@@ -35,7 +36,7 @@ from .deadlines import deadline
 from .exercise import exercise
 from .host.checksums import file_digest
 from .host.disks import active_layer, make_blank_disk, make_empty_layer
-from .host.files import room_needed
+from .host.files import is_nearly_full, no_room, room_needed
 from .host.net.interface import Nic
 from .host.vmm.hypervisors import AUTO, Hypervisors
 from .host.vmm.interface import Boot, LaunchSpec, Vmm
@@ -232,7 +233,7 @@ class Templates:
         began = trio.current_time()
         shape, layer_id = plan.shape, new_layer_id()
         await trio.to_thread.run_sync(self._store.verify_image, shape)
-        with self._store.scratch() as work, self._store.scratch() as parts:
+        with self._store.scratch() as work, self._store.scratch() as parts, _room_to_grow(work):
             await progress(f"booting image '{shape.image}' once, for all later starts")
             layer = active_layer(work, layer_id)
             memory = work / MEMORY
@@ -317,6 +318,17 @@ def _other_hypervisor(
         required=saved,
         hint=hint or "a saved guest can only be woken by the hypervisor that saved it",
     )
+
+
+@contextmanager
+def _room_to_grow(work: Path) -> Iterator[None]:
+    """Say what a VMM cannot say: it is killed where its memory file has no room to grow."""
+    try:
+        yield
+    except Exception as error:
+        if is_nearly_full(work):
+            raise no_room(work) from error
+        raise
 
 
 async def _watch(vmm: Vmm) -> None:

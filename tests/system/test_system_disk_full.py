@@ -68,6 +68,8 @@ def test_snapshot(small_state: Path) -> None:
             assert manager.snapshots.list() == []
             assert files_below(small_state, "scratch", "snapshots") == set()
             assert ask(sandbox, "echo going on") == "going on"
+        with filled(small_state, 0):  # the guest uses memory that it never has before
+            assert ask(sandbox, "head -c 60M /dev/zero | tail -c 50M | wc -c") == "52428800"
         sandbox.snapshot("there")
         with manager.restore("again", "there") as again:
             compare = "sha256sum /dev/shm/data /root/data"
@@ -75,6 +77,19 @@ def test_snapshot(small_state: Path) -> None:
         manager.destroy_all()
         manager.snapshots.delete("there")
         assert files_below(small_state, *parts) == before
+
+
+def test_template(small_state: Path) -> None:
+    """A guest that cannot boot for want of room says so, and leaves nothing."""
+    before = files_below(small_state, "scratch", "templates", "layers")
+    with running_daemon(small_state) as daemon, SandboxManager(socket=daemon.socket) as manager:
+        for left in (0, 1, 40):
+            with filled(small_state, left * 2**20), pytest.raises(ExhaustedError) as caught:
+                manager.start_sandbox("other", memory_mib=640)
+            assert str(small_state) in str(caught.value)
+            assert caught.value.hint
+            assert manager.list_all() == []
+            assert files_below(small_state, "scratch", "templates", "layers") == before
 
 
 def test_upload(manager: SandboxManager) -> None:

@@ -54,15 +54,30 @@ def _is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def is_in_memory(directory: Path) -> bool:
-    """Whether what is in a directory takes memory of the host, and no disk."""
-    device = directory.stat().st_dev
+def is_in_memory(path: Path) -> bool:
+    """Whether a file, or what is in a directory, takes memory of the host, and no disk."""
+    device = path.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         words = line.split()
         if words[2] == number:
             return words[words.index("-") + 1] in ("tmpfs", "ramfs")
     return False
+
+
+def fill_holes_in_memory(file: Path) -> None:
+    """Let a file on a file system in memory have all of its room at once. Blocks.
+
+    There even reading a hole takes room, and a program that maps the file is killed where none
+    is left (SIGBUS). On a disk a private mapping never takes any.
+    """
+    status = file.stat()
+    is_whole = status.st_blocks * 512 >= status.st_size
+    is_bounded = os.statvfs(file).f_blocks > 0
+    if is_whole or not is_bounded or not is_in_memory(file):
+        return
+    with file.open("rb+") as opened, room_needed(file.parent):
+        os.posix_fallocate(opened.fileno(), 0, status.st_size)
 
 
 def sync(path: Path) -> None:
