@@ -7,6 +7,7 @@ A real cloud-hypervisor or Firecracker is used where ``ARRAKIS_CLOUD_HYPERVISOR`
 from __future__ import annotations
 
 import functools
+import gc
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ from real_daemon import processes_naming
 from real_rig import RealRig, real_driver
 from vmm_harness import VERSIONS, Fake, Rig, Stored
 
-from arrakis_rpc.errors import ArrakisError
+from arrakis_rpc.errors import ArrakisError, VmmError
+from arrakisd.host.vmm.interface import SnapshotTarget
 from arrakisd.host.vmm.registry import DRIVERS
 
 PEEK = ("peek 1", "peek 2", "peek 3", "read 5000", "read 6000")
@@ -138,3 +140,24 @@ async def test_death(machines: Machines) -> None:
         assert "killed by signal 9" in end.how
     async with rig.woken("two", template, TEMPLATE_LAYER) as two:
         assert await rig.ask(two, "peek 1") == ["11"]
+
+
+@pytest.mark.parametrize("machines", [pytest.param("qemu", marks=pytest.mark.vm)], indirect=True)
+async def test_refused_snapshot(machines: Machines) -> None:
+    """A snapshot that fails before its pause closes what it opened, and the machine goes on."""
+    rig, template = machines.rig, machines.template
+    async with rig.woken("one", template, TEMPLATE_LAYER) as one:
+        directory = rig.directory("one")
+        target = SnapshotTarget(
+            directory / "state", directory / "pages", template.pages, directory / "no/layer"
+        )
+        gc.collect()
+        gc.disable()  # it would close what nobody else does
+        try:
+            before = len(list(Path("/proc/self/fd").iterdir()))
+            with pytest.raises(VmmError, match="no/layer"):
+                await one.snapshot(target)
+            assert len(list(Path("/proc/self/fd").iterdir())) == before
+        finally:
+            gc.enable()
+        assert await rig.ask(one, *PEEK) == ["11", "0", "0", "55", "0"]
