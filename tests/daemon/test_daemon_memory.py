@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from arrakis_rpc.errors import IntegrityError, VmmError
-from arrakisd.host.memory import PageSaver, changed_flags, find_memory, load_pages
+from arrakisd.host.memory import Area, PageSaver, changed_flags, find_memory, load_pages
 from arrakisd.host.page_files import PAGE, merge_page_files
 
 PAGES = 512
+_OTHER_USER = 65534
 
 # Maps [file] privately in two pieces with a page of its own behind each, as a VMM's memory
 # lies among its other memory; then does what it is told, and answers every line.
@@ -324,6 +325,14 @@ def test_other_process(memory_file: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(VmmError, match=str(guest.pid)):
             attempt()
+
+
+def test_end_of_another_users_process() -> None:
+    """The files of a process that has ended, and that nobody has waited for, are root's."""
+    with subprocess.Popen(["true"], user=_OTHER_USER) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(VmmError, match=str(ended.pid)):
+            changed_flags(ended.pid, [Area(0, 1, 0)])
 
 
 def test_end_in_the_middle(tmp_path: Path) -> None:

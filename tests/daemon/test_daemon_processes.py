@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from arrakisd.host.processes import owned, spawn
+from arrakisd.host.processes import is_child_alive, owned, spawn
+
+_WITHOUT_FIRST_THREAD = """
+import ctypes
+import threading
+import time
+threading.Thread(target=time.sleep, args=(100,)).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
 
 
 def is_running(pid: int) -> bool:
@@ -46,6 +55,18 @@ async def test_cancelled_block(tmp_path: Path) -> None:
             scope.cancel()
             await trio.sleep_forever()
     assert not Path(f"/proc/{child.pid}").exists()
+
+
+async def test_end_of_the_first_thread(tmp_path: Path) -> None:
+    """A child counts as ended once its first thread has, though it cannot be reaped yet."""
+    argv = [sys.executable, "-c", _WITHOUT_FIRST_THREAD]
+    async with owned(spawn(argv, output=tmp_path / "log")) as child:
+        assert is_child_alive(child.pid)
+        with trio.fail_after(60):
+            while is_child_alive(child.pid):
+                await trio.sleep(0.01)
+        assert os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    assert not is_child_alive(child.pid)
 
 
 async def test_several_wait(tmp_path: Path) -> None:

@@ -239,8 +239,8 @@ def _open(pid: int, name: str, mode: str) -> IO[bytes]:
     try:
         with acting_as_user_of(pid):
             return Path(f"/proc/{pid}/{name}").open(mode, buffering=0)
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise _ended(pid) from error
+    except (FileNotFoundError, ProcessLookupError, PermissionError) as error:
+        raise _ended(pid) from error  # the files of one without memory any more are root's
 
 
 def _transfer(pid: int, call: Callable[..., T], *args: Any) -> T:

@@ -101,11 +101,15 @@ def spawn(
 
 
 def is_child_alive(pid: int) -> bool:
-    """Whether a child still runs, be it that nobody has noticed its end yet."""
+    """Whether a child still runs, be it that nobody has noticed its end yet.
+
+    Its first thread tells. Waiting for the child does not, before its other threads have ended.
+    """
     try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-    except ChildProcessError:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return False
+    return status.rpartition(") ")[2][0] not in "ZX"
 
 
 def private_memory_mib(pid: int) -> int:
