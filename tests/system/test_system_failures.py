@@ -202,7 +202,7 @@ with open("said", "w", buffering=1) as said:
         said.write(f"{number}\\n")
         time.sleep(0.5)
         os.close(port)
-        time.sleep(0.5)
+        time.sleep(1.5)  # QEMU tells of changes once a second: this one, too
 subprocess.run(["systemctl", "start", "arrakis-agent"], check=True)
 """
 
