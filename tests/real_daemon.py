@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -144,7 +145,13 @@ class Daemon:
 
 def files_below(state: Path, *parts: str) -> set[str]:
     """Every file and directory in parts of a state directory."""
-    return {str(path.relative_to(state)) for part in parts for path in (state / part).rglob("*")}
+    # Not by rglob, which fails at a directory that is removed meanwhile.
+    return {
+        str(Path(top, name).relative_to(state))
+        for part in parts
+        for top, directories, files in os.walk(state / part)
+        for name in (*directories, *files)
+    }
 
 
 def _program(pid: str) -> str:
@@ -192,11 +199,33 @@ def wait_until(condition: Callable[[], object], deadline: float) -> None:
         time.sleep(0.01)
 
 
+def _share(whole: range) -> range:
+    """The part of a range that is this worker's, where tests run in several at once."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    size = len(whole) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return whole[worker * size : (worker + 1) * size]
+
+
+# Below those that the system gives to whoever wants any, and that daemons lead into guests.
+_ports = itertools.cycle(_share(range(6000, 10_000)))
+
+
 def free_port() -> int:
-    """Give a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port: int = one.getsockname()[1]
-        return port
+    """Give a port that nobody listens on, and nobody is given before it is used."""
+    for port in _ports:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError
+
+
+_host_ports: dict[Path, range] = {}
+
+
+def _host_ports_of(state: Path) -> range:
+    """The ports of the host that are a daemon's own: the loopback is shared by all tests."""
+    firsts = _share(range(10_000, 31_800, 200))
+    first = firsts[len(_host_ports) % len(firsts)]
+    return _host_ports.setdefault(state, range(first, first + 200))
 
 
 @contextlib.contextmanager
@@ -269,9 +298,8 @@ def write_config(
     """
     file = state.parent / f"{state.name}.toml"
     if "host_ports" not in network:
-        # Its own ones, as the host's loopback is shared with the daemons of tests beside this one.
-        first = 10_000 + zlib.crc32(bytes(state)) % 109 * 200
-        network = f'host_ports = "{first}-{first + 199}"\n{network}'
+        ports = _host_ports_of(state)
+        network = f'host_ports = "{ports[0]}-{ports[-1]}"\n{network}'
     table = f'[network]\nnamespace = "{namespace_of(state)}"\n{network}\n'
     file.write_text(f"{settings}\n{table}\n[pool]\nstandby = {standby}\nwarm = {warm}\n")
     return file
@@ -291,7 +319,7 @@ def end_daemon(daemon: Daemon, number: signal.Signals) -> float:
     began, groups = time.monotonic(), daemon.group_tops()
     daemon.process.send_signal(number)
     try:
-        status = daemon.process.wait(_STOP_DEADLINE)
+        status = daemon.process.wait(SLACK * _STOP_DEADLINE)
     except subprocess.TimeoutExpired:
         pytest.fail(f"arrakisd did not end on {number.name}:\n{daemon.log_text()[-4000:]}")
     took = time.monotonic() - began

@@ -29,7 +29,13 @@ def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def cpu_seconds(pid: int) -> float:
-    """Give the processor time that a process has used."""
+def cpu_share(pid: int) -> float:
+    """Give the share of a processor that a process uses for half a second, or somewhat longer."""
+    began, used = time.monotonic(), _cpu_seconds(pid)
+    time.sleep(0.5)
+    return (_cpu_seconds(pid) - used) / (time.monotonic() - began)
+
+
+def _cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from agent_client import AgentProcess, Host
-from agent_waiting import cpu_seconds, is_gone, wait_for, wait_until_gone
+from agent_waiting import cpu_share, is_gone, wait_for, wait_until_gone
+from real_daemon import shortest
 
 from arrakis_rpc.connection import WINDOW
 from arrakis_rpc.errors import (
@@ -186,8 +187,9 @@ def test_timeout(host: Host) -> None:
     call_id = host.start_exec(ExecSpec(shell="sleep 60 & echo $!; sleep 60", timeout=0.3))
     result = host.exec_result(call_id)
     assert (result.timed_out, result.signal, result.exit_code) == (True, signal.SIGKILL, None)
-    assert 0.3 <= result.duration < 2
-    wait_until_gone(int(host.received[call_id, "stdout"]))
+    assert 0.3 <= result.duration < 30
+    for child in host.received[call_id, "stdout"].split():  # none, if even bash came too late
+        wait_until_gone(int(child))
 
 
 def test_signal(host: Host) -> None:
@@ -320,9 +322,10 @@ def test_background(host: Host) -> None:
 
 def test_background_timeout(host: Host) -> None:
     """A time limit holds in the background too."""
+    began = time.monotonic()
     result, _, _ = host.run("sleep 60", background=True, timeout=0.2)
-    assert not is_gone(result.pid)
     wait_until_gone(result.pid)
+    assert time.monotonic() - began >= 0.2
 
 
 def test_background_without_streams(host: Host) -> None:
@@ -423,18 +426,14 @@ def test_orphan_that_never_stops_writing(host: Host) -> None:
     """A child that writes for ever neither holds up the answer nor keeps the agent busy."""
     result, _, _ = host.run("yes & disown; sleep 0.1")
     assert result.exit_code == 0
-    before = cpu_seconds(host.agent.pid)
-    time.sleep(0.5)
-    assert cpu_seconds(host.agent.pid) - before < 0.1
+    assert shortest(lambda: cpu_share(host.agent.pid), 0.2) < 0.2
     os.killpg(result.pid, signal.SIGKILL)
 
 
 def test_idle_agent_does_not_spin(host: Host) -> None:
     """An agent that waits, for a command and for input, uses no processor time."""
     call_id, _ = started(host, ExecSpec(shell="echo $$; exec >&-; sleep 60", stdin=True))
-    before = cpu_seconds(host.agent.pid)
-    time.sleep(0.5)
-    assert cpu_seconds(host.agent.pid) - before < 0.03
+    assert shortest(lambda: cpu_share(host.agent.pid), 0.06) < 0.06
     host.cancel(call_id)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -9,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from arrakisd.host.vmm import channel
 from arrakisd.host.vmm.channel import Channel
 
 
@@ -77,8 +79,9 @@ async def test_quiet(ends: Ends) -> None:
     ends.vmm.close()
 
 
-async def test_quiet_waits(ends: Ends) -> None:
+async def test_quiet_waits(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     """A quiet block begins when the VMM has taken what was under way."""
+    monkeypatch.setattr(channel, "_DRAIN_DEADLINE", math.inf)
     async with ends.channel, trio.open_nursery() as nursery:
         await ends.channel.send_all(b"under way")
 

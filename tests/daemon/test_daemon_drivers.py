@@ -102,9 +102,10 @@ async def test_launch(spec: LaunchSpec) -> None:
     """A launched VMM talks, has a channel, and is gone with its block, as are its files' users."""
     async with QemuDriver(Config()).launch(spec) as vmm:
         assert isinstance(vmm, QemuVmm)
+        await vmm.wait_ready()
+        await vmm.wait_ready()
+        # Not before: while a process becomes another program, it names nothing.
         assert processes_naming(spec.directory) == {vmm.pid}
-        await vmm.wait_ready()
-        await vmm.wait_ready()
         async with vmm.open_channel(), vmm.open_channel():
             pass
     assert processes_naming(spec.directory) == set()

@@ -277,7 +277,9 @@ async def test_end_of_connection(how: str) -> None:
         await peer.call("echo", {})
 
 
-async def test_writer_backs_up(nursery: trio.Nursery) -> None:
+async def test_writer_backs_up(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
     """While the other end reads nothing, senders wait for room and queue nothing more."""
     near, far = trio.testing.lockstep_stream_pair()
     peer = CallerPeer(near)

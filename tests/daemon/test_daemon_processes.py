@@ -11,24 +11,21 @@ from pathlib import Path
 
 import pytest
 import trio
+from real_daemon import is_running, wait_until
 
 from arrakisd.host.processes import is_child_alive, owned, spawn
 
 _WITHOUT_FIRST_THREAD = """
 import ctypes
+import os
+import sys
 import threading
 import time
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
 threading.Thread(target=time.sleep, args=(100,)).start()
 ctypes.CDLL(None).pthread_exit(None)
 """
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process is there and not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 async def test_end_of_block(tmp_path: Path) -> None:
@@ -59,9 +56,11 @@ async def test_cancelled_block(tmp_path: Path) -> None:
 
 async def test_end_of_the_first_thread(tmp_path: Path) -> None:
     """A child counts as ended once its first thread has, though it cannot be reaped yet."""
-    argv = [sys.executable, "-c", _WITHOUT_FIRST_THREAD]
+    signal_to_end = tmp_path / "end"
+    argv = [sys.executable, "-c", _WITHOUT_FIRST_THREAD, str(signal_to_end)]
     async with owned(spawn(argv, output=tmp_path / "log")) as child:
         assert is_child_alive(child.pid)
+        signal_to_end.touch()
         with trio.fail_after(60):
             while is_child_alive(child.pid):
                 await trio.sleep(0.01)
@@ -128,7 +127,4 @@ def test_death_of_parent(tmp_path: Path, identity: list[str]) -> None:
             time.sleep(0.01)
         assert is_running(child)
         parent.kill()
-    deadline = time.monotonic() + 5
-    while is_running(child):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not is_running(child), 5)

@@ -52,6 +52,12 @@ async def scripted() -> AsyncIterator[tuple[QmpClient, trio.abc.Stream]]:
         yield client, theirs
 
 
+def halt(process: subprocess.Popen[bytes]) -> None:
+    """Stop a QEMU, and wait until it has: what is sent after that it does not answer."""
+    os.kill(process.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+
+
 async def test_commands() -> None:
     """Commands give what QEMU returns, arguments and all."""
     async with qemu() as (client, _, _):
@@ -119,7 +125,7 @@ async def test_death_of_qemu() -> None:
 
     async with qemu() as (client, _, process):
         await client.execute("qmp_capabilities")
-        os.kill(process.pid, signal.SIGSTOP)
+        halt(process)
         async with trio.open_nursery() as nursery:
             for _ in range(3):
                 nursery.start_soon(run)
@@ -134,7 +140,7 @@ async def test_cancelled_command() -> None:
     """The late answer to a cancelled command is nobody else's."""
     async with qemu() as (client, _, process):
         await client.execute("qmp_capabilities")
-        os.kill(process.pid, signal.SIGSTOP)
+        halt(process)
         with trio.move_on_after(0.05) as scope:
             await client.execute("query-version")
         assert scope.cancelled_caught

@@ -26,6 +26,9 @@ _UPSTREAM = "127.0.3.1"
 _SERVER = "127.0.3.2"
 _GUEST = "127.0.3.3"
 _STRANGER = "127.0.3.4"
+# For how long to wait, in seconds, for an answer that comes, and for one that does not.
+_PATIENCE = 30
+_SILENCE = 1
 
 
 class Guest:
@@ -73,10 +76,12 @@ class World:
 
         await trio.serve_listeners(serve, [trio.SocketListener(listening)])
 
-    async def send(self, question: bytes, sender: str = _GUEST) -> bytes | None:
+    async def send(
+        self, question: bytes, sender: str = _GUEST, patience: float = _PATIENCE
+    ) -> bytes | None:
         with await self.socket(trio.socket.SOCK_DGRAM, sender) as asking:
             await asking.connect((_SERVER, 53))
-            with trio.move_on_after(1), contextlib.suppress(ConnectionRefusedError):
+            with trio.move_on_after(patience), contextlib.suppress(ConnectionRefusedError):
                 await asking.send(question)
                 return await asking.recv(4096)
         await trio.sleep(0.01)
@@ -92,9 +97,11 @@ class World:
                 answers.append(bytes(await stream.receive_some(4096))[2:])
             return answers
 
-    async def ask(self, name: str, sender: str = _GUEST) -> dns.message.Message | None:
+    async def ask(
+        self, name: str, sender: str = _GUEST, patience: float = _PATIENCE
+    ) -> dns.message.Message | None:
         query = dns.message.make_query(name, "A")
-        answer = await self.send(query.to_wire(), sender)
+        answer = await self.send(query.to_wire(), sender, patience)
         if answer is None:
             return None
         message = dns.message.from_wire(answer)
@@ -202,7 +209,8 @@ async def test_nonsense(nonsense: bytes | Callable[[bytes], bytes]) -> None:
     """What is no question gets no answer, and the next question does."""
     async with world(Egress()) as made:
         question = dns.message.make_query("example.com", "A").to_wire()
-        answer = await made.send(nonsense(question) if callable(nonsense) else nonsense)
+        sent = nonsense(question) if callable(nonsense) else nonsense
+        answer = await made.send(sent, patience=_SILENCE)
         assert answer is None or dns.message.from_wire(answer).rcode() == dns.rcode.NOTIMP
         assert addresses(await made.ask("example.com"))
 
@@ -210,14 +218,14 @@ async def test_nonsense(nonsense: bytes | Callable[[bytes], bytes]) -> None:
 async def test_strangers() -> None:
     """Who is no guest gets no answer."""
     async with world(Egress()) as made:
-        assert await made.ask("example.com", _STRANGER) is None
+        assert await made.ask("example.com", _STRANGER, _SILENCE) is None
 
 
 async def test_spoofed() -> None:
     """An answer to another question than the one that was asked never reaches the guest."""
     async with world(Egress()) as made:
         made.mutate = lambda answer: b"\0\0" + answer[2:]
-        answer = await made.ask("example.com")
+        answer = await made.ask("example.com", patience=_SILENCE)
         assert answer is None  # still waiting for the true one
         query = dns.message.make_query("example.com", "A")
         (wire,) = await made.send_by_stream(query.to_wire())

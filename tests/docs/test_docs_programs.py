@@ -15,7 +15,7 @@ from arrakis import SandboxManager
 
 pytestmark = pytest.mark.vm
 
-DEADLINE = 120.0
+DEADLINE = 300.0
 
 
 def test_the_first_program_goes_back_in_time(manager: SandboxManager) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import frozen
-from real_daemon import Daemon, free_port, running_daemon, write_config
+from real_daemon import SLACK, Daemon, free_port, running_daemon, write_config
 
 from arrakis import SandboxManager
 from arrakis_rpc.daemon_api import TokenCreated
@@ -102,8 +102,8 @@ def web_daemon(state: Path, settings: str = "", *, top: str = "") -> Iterator[We
 
 
 def read_all(one: socket.socket | ssl.SSLSocket, within: float) -> bytes:
-    """Read until the other end ends the connection."""
-    found, end = b"", time.monotonic() + within
+    """Read until the other end ends the connection; longer on a busy machine, as `wait_until`."""
+    found, end = b"", time.monotonic() + SLACK * within
     while (left := end - time.monotonic()) > 0:
         one.settimeout(left)
         try:

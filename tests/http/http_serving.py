@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import trio
+from real_daemon import SLACK
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
     AcceptConnection,
@@ -28,6 +29,8 @@ from arrakisd.http_config import HttpConfig
 from arrakisd.rpc_session import RpcSessions
 from arrakisd.service import Call
 from arrakisd.tokens import TokenStore
+
+_MOMENT = 0.01
 
 
 class Scripted:
@@ -190,9 +193,11 @@ class Client:
 
     async def wait_closed(self, seconds: float = 1.0) -> None:
         """Wait until the daemon ends it."""
-        with trio.fail_after(seconds):
-            while not self.is_closed and self.code is None:
-                await self._more()
+        await in_time(self._until_closed, seconds)
+
+    async def _until_closed(self) -> None:
+        while not self.is_closed and self.code is None:
+            await self._more()
 
 
 @asynccontextmanager
@@ -208,20 +213,34 @@ async def connected(
     async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
         client = Client(stream)
         given = server.headers() if headers is None else headers
-        with trio.fail_after(5):
+        with trio.fail_after(SLACK * 5):
             await client.upgrade(path, host or f"127.0.0.1:{server.port}", given, **options)
         yield client
 
 
+async def in_time(wait: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """Wait for something that can be cancelled and begun again; fail if it takes too long.
+
+    Moments are counted, of which one is lost if the machine stands still: the server does, too.
+    """
+    for _ in range(round(seconds / _MOMENT)):
+        with trio.move_on_after(_MOMENT):
+            await wait()
+            return
+    raise trio.TooSlowError
+
+
 async def eventually(condition: Callable[[], object], seconds: float = 1.0) -> None:
-    with trio.fail_after(seconds):
+    async def wait() -> None:
         while not condition():
-            await trio.sleep(0.01)
+            await trio.sleep(_MOMENT)
+
+    await in_time(wait, seconds)
 
 
 async def answers(server: Server) -> None:
     """Whether another client is served."""
-    with trio.fail_after(2):
+    with trio.fail_after(SLACK * 2):
         async with connected(server) as other:
             await other.hello()
             await other.call("system.health")
@@ -231,7 +250,7 @@ async def answers(server: Server) -> None:
 async def until_still(count: Callable[[], int]) -> int:
     """Wait until a number has been the same for a while."""
     last = -1
-    with trio.fail_after(20):
+    with trio.fail_after(SLACK * 20):
         while count() != last or last == 0:
             last = count()
             await trio.sleep(0.3)

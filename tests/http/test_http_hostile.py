@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from real_daemon import (
     end_daemon,
     free_port,
     passable_directory,
+    shortest,
     started_daemon,
     wait_until,
     write_config,
@@ -161,33 +163,52 @@ def test_heads_that_are_no_http_end_the_connection(web: Web, head: bytes) -> Non
 def test_slow_heads_are_cut_off(web: Web) -> None:
     """A hundred clients that send a header a second each are gone after some seconds."""
     before = len(web.daemon.open_files())
-    ones = [contextlib.ExitStack() for _ in range(100)]
-    sockets = [stack.enter_context(web.connected()) for stack in ones]
-    for one in sockets:
-        one.sendall(b"GET /v1/vms HTTP/1.1\r\n")
-    wait_until(lambda: len(web.daemon.open_files()) >= before + 100, 5)
-    end = time.monotonic() + 12
-    while time.monotonic() < end and len(web.daemon.open_files()) > before + 5:
-        for one in sockets:
+
+    def are_gone() -> bool:
+        nonlocal left
+        for one in left:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 one.sendall(b"X: y\r\n")
         assert web.ask("GET", "/v1/health").status == 200
         time.sleep(0.5)
-    assert len(web.daemon.open_files()) <= before + 5
-    for stack in ones:
-        stack.close()
+        left = [one for one in left if not has_ended(one)]
+        return not left
+
+    with contextlib.ExitStack() as stack:
+        left = [stack.enter_context(web.connected()) for _ in range(100)]
+        for one in left:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                one.sendall(b"GET /v1/vms HTTP/1.1\r\n")
+            one.setblocking(False)
+        wait_until(are_gone, 12)
+        wait_until(lambda: len(web.daemon.open_files()) <= before + 5, 1)
+
+
+def has_ended(one: socket.socket) -> bool:
+    """Whether the other end has ended a connection; takes what it has said before."""
+    try:
+        while one.recv(4096):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        pass
+    return True
 
 
 def test_a_connection_that_asks_nothing_more_is_cut_off(web: Web) -> None:
     """Some seconds after its last answer."""
-    with web.connected() as one:
-        one.sendall(web.head("GET /v1/health HTTP/1.1"))
-        answer = b""
-        while not answer.endswith(b"}"):
-            answer += one.recv(4096)
-        began = time.monotonic()
-        assert read_all(one, 10) == b""
-        assert 3 < time.monotonic() - began < 8
+
+    def idle() -> float:
+        with web.connected() as one:
+            began = time.monotonic()  # before the daemon can have begun to count
+            one.sendall(web.head("GET /v1/health HTTP/1.1"))
+            assert read_all(one, 10).endswith(b"}")
+            took = time.monotonic() - began
+        assert took > 3
+        return took
+
+    assert shortest(idle, 8) < 8
 
 
 def test_a_client_that_does_not_read_keeps_the_daemon_from_nothing() -> None:
@@ -205,7 +226,7 @@ def test_a_client_that_does_not_read_keeps_the_daemon_from_nothing() -> None:
                 for _ in range(200):
                     one.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
         assert web.daemon.memory_mib() < 300
-        assert end_daemon(web.daemon, signal.SIGTERM) < 10
+        assert end_daemon(web.daemon, signal.SIGTERM) < 30  # it would be for ever
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ def test_a_snapshot_takes_files_and_processes_back(web: Web) -> None:
     with manager.start_sandbox("origin") as sandbox:
         sandbox.upload_files([{"path": "kept.txt", "content": "kept"}])
         sandbox.run_cmd("echo $$ > pid; exec sleep 1000", blocking=False)
-        while not sandbox.download_files(["pid"])[0].get("content"):
+        while sandbox.run_cmd("cat /proc/$(cat pid)/comm")["output"] != "sleep\n":
             time.sleep(0.05)
         snapshot_id = sandbox.snapshot()
         assert re.fullmatch(r"snapshot-origin-\d{8}-\d{6}", snapshot_id)
@@ -68,7 +68,7 @@ def test_commands_fail_without_failing_the_request(web: Web) -> None:
         began = time.monotonic()
         started = sandbox.run_cmd("sleep 30; touch never", blocking=False)
         assert started["output"] == "Command 'sleep 30; touch never' started in background"
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
 
 
 def test_files_are_relative_to_the_work_directory(web: Web) -> None:

@@ -18,7 +18,7 @@ def boot(kernel: KernelFiles, image: str, append: str) -> str:
         ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=120,
+        timeout=600,
         check=True,
     )
     return done.stdout.decode(errors="replace")

@@ -72,7 +72,7 @@ def test_it_boots(small: KernelFiles, image: str) -> None:
         ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=120,
+        timeout=600,
         check=True,
     )
     console = done.stdout.decode(errors="replace")

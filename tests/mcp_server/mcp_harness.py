@@ -54,7 +54,7 @@ def http_server(
             yield told.split()[-1]
         finally:
             process.terminate()
-            _, rest = process.communicate(timeout=20)
+            _, rest = process.communicate(timeout=60)
         assert "Traceback" not in rest, rest
 
 

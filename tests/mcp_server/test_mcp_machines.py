@@ -86,7 +86,7 @@ async def test_commands_have_input_limits_and_bounds(
             )
             assert (done["stdout"], done["exit_code"]) == ("42\n", 0)
             slow = await use(
-                client, "exec", vm_name="box", command="echo early; sleep 60", timeout=1
+                client, "exec", vm_name="box", command="echo early; sleep 60", timeout=10
             )
             assert (slow["stdout"], slow["timed_out"]) == ("early\n", True)
             long = await use(client, "run_command", vm_name="box", cmd="seq 100000")
@@ -115,7 +115,7 @@ async def test_a_cancelled_command_is_killed_in_the_guest(
                 while not box.run("pgrep -x -f 'sleep 4321'").ok:
                     await trio.sleep(0.1)
                 nursery.cancel_scope.cancel()
-            with trio.fail_after(3):
+            with trio.fail_after(30):
                 while box.run("pgrep -x -f 'sleep 4321'").ok:
                     await trio.sleep(0.1)
             assert (await use(client, "run_command", vm_name="box", cmd="echo on"))["error"] == ""
@@ -129,7 +129,7 @@ async def test_a_cancelled_start_leaves_no_machine(manager: SandboxManager, daem
             while not manager.describe_all():
                 await trio.sleep(0.002)
             nursery.cancel_scope.cancel()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while manager.describe_all():
                 await trio.sleep(0.05)
         result = await client.call_tool("start_sandbox", {"name": "box"})

@@ -32,6 +32,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 Start = Callable[[Script], Server]
 
+# The command itself never ends; but a busy machine may hold each of us up for some seconds.
+SOON = 20.0
 MODES = ["auto", "legacy"]
 INITIALIZE = (
     b'{"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": '
@@ -50,7 +52,7 @@ def url(scripted: Start) -> Iterator[str]:
 def knock(url: str, method: str = "POST", **headers: str) -> tuple[int, str]:
     """Send a request that begins a session, with some headers changed; give status and body."""
     place = urlsplit(url)
-    connection = http.client.HTTPConnection(place.hostname or "", place.port or 0, timeout=10)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port or 0, timeout=60)
     try:
         connection.putrequest(method, place.path, skip_host="Host" in headers)
         for name, value in {**ACCEPT, "Content-Length": str(len(INITIALIZE)), **headers}.items():
@@ -85,7 +87,7 @@ async def test_the_same_is_served_over_stdio_and_http(url: str, scripted: Start,
 
 
 async def is_cancelled(command: Endless) -> bool:
-    return await trio.to_thread.run_sync(command.cancelled.wait, 2)
+    return await trio.to_thread.run_sync(command.cancelled.wait, SOON)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -99,12 +101,12 @@ async def test_a_call_that_is_cancelled_is_cancelled_in_the_daemon(
 
     async def check(client: Client) -> None:
         async with client:
-            with trio.move_on_after(20) as scope:
+            with trio.move_on_after(60) as scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(
                         client.call_tool, "run_command", {"vm_name": "box", "cmd": "sleep 60"}
                     )
-                    await trio.to_thread.run_sync(command.begun.wait, 10)
+                    await trio.to_thread.run_sync(command.begun.wait, 30)
                     nursery.cancel_scope.cancel()
             assert not scope.cancelled_caught
             assert await is_cancelled(command)
@@ -124,7 +126,7 @@ def test_a_client_over_http_that_vanishes_ends_its_call(scripted: Start, protoco
     path = scripted(answering(**{**EVERYTHING, "exec_run": command})).path
     with http_server(path) as url:
         place = urlsplit(url)
-        connection = http.client.HTTPConnection(place.hostname or "", place.port or 0, timeout=10)
+        connection = http.client.HTTPConnection(place.hostname or "", place.port or 0, timeout=60)
         headers = dict(ACCEPT)
         meta = ""
         if protocol == "2025-06-18":
@@ -145,9 +147,9 @@ def test_a_client_over_http_that_vanishes_ends_its_call(scripted: Start, protoco
             '"run_command", "arguments": {"vm_name": "box", "cmd": "sleep 60"}' + meta + "}}"
         )
         connection.request("POST", place.path, call, headers)
-        assert command.begun.wait(5), connection.getresponse().read()
+        assert command.begun.wait(30), connection.getresponse().read()
         connection.close()
-        assert command.cancelled.wait(2)
+        assert command.cancelled.wait(SOON)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -160,8 +162,8 @@ def test_the_end_of_a_server_ends_its_calls(scripted: Start, number: signal.Sign
     ) as process:
         begin_a_command(process, command)
         process.send_signal(number)
-        assert command.cancelled.wait(2)
-        assert process.wait(10) == -number
+        assert command.cancelled.wait(SOON)
+        assert process.wait(30) == -number
 
 
 def test_the_end_of_stdin_ends_the_server(scripted: Start) -> None:
@@ -177,8 +179,8 @@ def test_the_end_of_stdin_ends_the_server(scripted: Start) -> None:
         begin_a_command(process, command)
         assert process.stdin
         process.stdin.close()
-        assert command.cancelled.wait(2)
-        assert process.wait(10) == 0
+        assert command.cancelled.wait(SOON)
+        assert process.wait(30) == 0
         assert process.stderr
         assert process.stderr.read() == b""
 
@@ -196,7 +198,7 @@ def begin_a_command(process: subprocess.Popen[bytes], command: Endless) -> None:
         b'"arguments": {"vm_name": "box", "cmd": "sleep 60"}}}\n'
     )
     process.stdin.flush()
-    assert command.begun.wait(10)
+    assert command.begun.wait(30)
 
 
 def test_other_hosts_and_origins_are_refused(url: str) -> None:
@@ -290,7 +292,7 @@ async def test_a_daemon_that_is_reached_by_url_is_served_as_well(
         assert (await use(client, "vm_info", vm_name="box"))["name"] == "box"
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.call_tool, "run_command", {"vm_name": "box", "cmd": "x"})
-            await trio.to_thread.run_sync(command.begun.wait, 10)
+            await trio.to_thread.run_sync(command.begun.wait, 30)
             nursery.cancel_scope.cancel()
         assert await is_cancelled(command)
 
@@ -343,15 +345,15 @@ def test_the_server_over_http_ends_when_it_is_told_to(scripted: Start) -> None:
     path = scripted(answering(**{**EVERYTHING, "exec_run": command})).path
 
     async def begin(url: str) -> None:
-        with trio.move_on_after(20):
+        with trio.move_on_after(60):
             async with Client(url) as client, trio.open_nursery() as nursery:
                 nursery.start_soon(client.call_tool, "run_command", {"vm_name": "b", "cmd": "x"})
-                await trio.to_thread.run_sync(command.begun.wait, 10)
+                await trio.to_thread.run_sync(command.begun.wait, 30)
                 raise EndedError
 
     with http_server(path) as url, pytest.raises(BaseExceptionGroup):
         trio.run(begin, url)
-    assert command.cancelled.wait(2)
+    assert command.cancelled.wait(SOON)
 
 
 class EndedError(Exception):

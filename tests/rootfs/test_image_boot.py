@@ -106,7 +106,7 @@ def boot(base: Image, directory: Path, *, tells_all: bool) -> dict[str, str]:
         ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=240,
+        timeout=900,
         check=True,
     )
     console = done.stdout.decode(errors="replace")

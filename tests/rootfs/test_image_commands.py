@@ -14,24 +14,25 @@ def shell(script: str) -> list[str]:
     return ["sh", "-c", script]
 
 
-async def test_lines_come_while_the_program_runs() -> None:
+def until(file: Path) -> str:
+    """Wait in a script for a file that the test makes."""
+    return f"until [ -e {file} ]; do sleep 0.05; done"
+
+
+async def test_lines_come_while_the_program_runs(tmp_path: Path) -> None:
     """Each line of both outputs is handed on at once; only standard output is returned."""
-    seen: list[tuple[str, bool]] = []
-    flag = trio.Event()
+    seen: list[str] = []
+    heard = tmp_path / "heard"
 
     def on_line(line: str) -> None:
-        seen.append((line, flag.is_set()))
+        seen.append(line)
+        if sorted(seen) == ["one", "two"]:
+            heard.touch()
 
-    async with trio.open_nursery() as nursery:
-
-        async def later() -> None:
-            await trio.sleep(0.5)
-            flag.set()
-
-        nursery.start_soon(later)
-        script = "echo one; echo two >&2; sleep 1; printf 'three\\rfour'"
+    script = f"echo one; echo two >&2; {until(heard)}; printf 'three\\rfour'"
+    with trio.fail_after(60):
         assert await run_command(shell(script), on_line=on_line) == ["one", "three", "four"]
-    assert sorted(seen) == [("four", True), ("one", False), ("three", True), ("two", False)]
+    assert sorted(seen) == ["four", "one", "three", "two"]
 
 
 async def test_failure_can_be_repeated_by_hand() -> None:
@@ -46,12 +47,13 @@ async def test_failure_can_be_repeated_by_hand() -> None:
     assert "it broke" in raised.value.output
 
 
-async def test_noise_does_not_hide_the_reason() -> None:
+async def test_noise_does_not_hide_the_reason(tmp_path: Path) -> None:
     """What a program says on one output is in the error, however much it says on the other."""
     for noise, reason in (("1", "2"), ("2", "1")):
-        script = f"echo 'it broke' >&{reason}; sleep 0.5; seq 1000 >&{noise}; exit 7"
-        with pytest.raises(CommandError) as raised:
-            await run_command(shell(script))
+        heard = tmp_path / noise
+        script = f"echo 'it broke' >&{reason}; {until(heard)}; seq 1000 >&{noise}; exit 7"
+        with trio.fail_after(60), pytest.raises(CommandError) as raised:
+            await run_command(shell(script), on_line=lambda _: heard.touch())  # noqa: B023
         assert raised.value.output[0] == "it broke"
         assert raised.value.output[-1] == "1000"
 
@@ -103,7 +105,7 @@ async def test_cancelled_program_takes_its_children_along(
     """Cancelled, the program and all that it started are killed."""
     with trio.move_on_after(0.5):
         await run_command([*prefix, *shell(script)])
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while any("31415" in line for line in running().values()):  # noqa: ASYNC110
             await trio.sleep(0.01)
 

@@ -47,7 +47,7 @@ def test_launcher_starts_the_agent(payload: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-I", "-S", payload / "arrakis-agent", "--help"],
         capture_output=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert b"ModuleNotFoundError" not in done.stderr

@@ -236,7 +236,7 @@ def test_processes_share_a_store(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(300)
         assert worker.exitcode == 0
     store = ImageStore(tmp_path)
     assert [image.name for image in store.list()] == [f"image-{n}" for n in range(10)]

@@ -189,7 +189,7 @@ class Server:
             self.stop_listening()
         self.hang_up()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive(), "the script hangs"
         assert not self.failures, self.failures
 
@@ -198,7 +198,7 @@ def _linger(sock: socket.socket) -> None:
     """Let the client have what it was sent: TCP takes that back from one whose data is refused."""
     with suppress(OSError):
         sock.shutdown(socket.SHUT_WR)
-        sock.settimeout(5)
+        sock.settimeout(60)
         while sock.recv(65536):
             pass
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from scripted_daemon import HEALTH, GoneError, Peer, Script, Server, answering, completed
 
+import arrakis._call
 import arrakis.process
 from arrakis import (
     CancelledError,
@@ -197,7 +198,7 @@ def test_writer_does_not_depend_on_the_reader(scripted: Start) -> None:
         reader.start()
         time.sleep(0.1)  # until it reads
         process.stdin.write(bytes(WINDOW))
-        reader.join(5)
+        reader.join(60)
         assert not reader.is_alive()
 
 
@@ -211,7 +212,7 @@ def test_last_words_of_a_daemon_are_heard(scripted: Start) -> None:
         raise GoneError
 
     process = running(scripted, run).exec("cat", stdin=True)
-    assert told.wait(5)
+    assert told.wait(60)
     process.stdin.write(bytes(WINDOW))
     with pytest.raises(ExhaustedError, match="too much"):
         process.wait()
@@ -355,7 +356,7 @@ def test_wait_with_a_timeout_keeps_the_output(scripted: Start) -> None:
 
     def run(peer: Peer, call: CallReceived) -> Any:
         peer.data(call, "stdout", b"one ")
-        go_on.wait(5)
+        go_on.wait(60)
         peer.data(call, "stdout", b"two")
         return completed()
 
@@ -363,12 +364,13 @@ def test_wait_with_a_timeout_keeps_the_output(scripted: Start) -> None:
         with pytest.raises(DeadlineError, match="still runs"):
             process.wait(0.1)
         go_on.set()
-        assert process.wait(5).stdout == b"one two"
+        assert process.wait(60).stdout == b"one two"
         assert process.wait() is process.wait()
 
 
-def test_block_ends_the_command(scripted: Start) -> None:
+def test_block_ends_the_command(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaving the block cancels the command, waits for that, and keeps the connection."""
+    monkeypatch.setattr(arrakis._call, "CANCEL_SECONDS", 60)  # on a busy machine, too
     ended = []
 
     def run(peer: Peer, call: CallReceived) -> Any:
@@ -402,10 +404,10 @@ def test_interrupted_block_does_not_wait(scripted: Start) -> None:
         pytest.fail(f"it was asked nicely: {event}")
 
     process = running(scripted, run).exec("sleep infinity")
-    assert started.wait(5)
+    assert started.wait(60)
     with pytest.raises(KeyboardInterrupt), process:
         raise KeyboardInterrupt
-    assert gone.wait(5)
+    assert gone.wait(60)
 
 
 def test_dropped_process_is_cancelled(scripted: Start) -> None:
@@ -420,10 +422,10 @@ def test_dropped_process_is_cancelled(scripted: Start) -> None:
             gone.set()
 
     process = running(scripted, run).exec("sleep infinity")
-    assert started.wait(5)
+    assert started.wait(60)
     del process
     gc.collect()
-    assert gone.wait(5)
+    assert gone.wait(60)
 
 
 def test_close_from_another_thread_wakes_the_reader(scripted: Start) -> None:
@@ -478,7 +480,7 @@ def test_pump_and_fileno_serve_a_loop_of_ones_own(scripted: Start) -> None:
     speak = threading.Event()
 
     def run(peer: Peer, call: CallReceived) -> Any:
-        speak.wait(5)
+        speak.wait(60)
         peer.data(call, "stdout", b"now")
         return completed(exit_code=4)
 

@@ -172,7 +172,7 @@ class Answering:
         except OSError:
             return
         with sock:
-            sock.settimeout(5)
+            sock.settimeout(60)
             sock.recv(65536)
             sock.sendall(self._answer)
 
@@ -229,10 +229,11 @@ def test_what_answers_otherwise_is_an_error_with_a_hint(
 
 def test_port_that_nobody_listens_on_is_an_error_with_a_hint() -> None:
     """Nobody there, and no such host, are told from one another."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as gone:
-        port = gone.getsockname()[1]
-    with pytest.raises(ConnectionLostError, match="nothing listens at http") as caught:
-        SandboxManager(f"http://127.0.0.1:{port}", SECRET).health()
+    with closing(socket.socket()) as deaf:
+        deaf.bind(("127.0.0.1", 0))  # without listening, so that nobody else does
+        port = deaf.getsockname()[1]
+        with pytest.raises(ConnectionLostError, match="nothing listens at http") as caught:
+            SandboxManager(f"http://127.0.0.1:{port}", SECRET).health()
     assert "[http]" in str(caught.value.hint)
     with pytest.raises(ConnectionLostError, match=r"no host 'nobody\.invalid'"):
         SandboxManager("http://nobody.invalid", SECRET).health()

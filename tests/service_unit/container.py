@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import frozen
-from real_daemon import passable_directory, wait_until
+from real_daemon import SLACK, passable_directory, wait_until
 
 from arrakis_kernel import cache_directory
 from arrakis_rootfs import BASE, ImageStore
@@ -53,7 +53,7 @@ class Container:
         user: str = "root",
         check: bool = True,
         text: str | None = None,
-        timeout: float = 120,
+        timeout: float = SLACK * 120,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside, in no session and with nothing of the host's environment."""
         enter = ["nsenter", f"--target={self.leader}", "--all", "--"]
@@ -87,7 +87,9 @@ class Container:
 
     def install(self, *arguments: str) -> str:
         """Run scripts/install; kernel and image are there, and cannot be made without a network."""
-        return self.output(f"{_SOURCE}/scripts/install", "--no-images", *arguments, timeout=300)
+        return self.output(
+            f"{_SOURCE}/scripts/install", "--no-images", *arguments, timeout=SLACK * 300
+        )
 
     def property(self, name: str, unit: str = "arrakisd.service") -> str:
         """A property of a unit, as systemd knows it now."""
@@ -152,7 +154,7 @@ def _own_cgroups() -> Iterator[str]:
 def _leader(nspawn: int) -> int | None:
     """The container's first process: it is number 1 there."""
     for pid in Path(f"/proc/{nspawn}/task/{nspawn}/children").read_text().split():
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if "\t1\n" in re.findall(r"NSpid:.*\n", Path(f"/proc/{pid}/status").read_text())[0]:
                 return int(pid)
     return None

@@ -124,7 +124,7 @@ def test_killed(service: Container) -> None:
 def test_stuck(service: Container) -> None:
     """A daemon that stands still is noticed by the watchdog, ended, and started again."""
     dropin = "/run/systemd/system/arrakisd.service.d/impatient.conf"
-    service.write(dropin, "[Service]\nWatchdogSec=4\nTimeoutAbortSec=1\n")
+    service.write(dropin, "[Service]\nWatchdogSec=15\nTimeoutAbortSec=1\n")
     service.run("systemctl", "daemon-reload")
     try:
         service.run("systemctl", "restart", "arrakisd.service")
@@ -165,7 +165,8 @@ def test_restart_that_suspends(service: Container) -> None:
         service.run("systemctl", "reload", "arrakisd")
         wait_until(lambda: service.journal('ARRAKIS_CHANGED={"on_shutdown": "suspend"}'), _DEADLINE)
         start(service, "lasting")
-        arrakis(service, "run", "lasting", "-c", "nohup sleep 1000 >/dev/null 2>&1 &")
+        sleeping = "nohup sleep 1000 >/dev/null 2>&1 & until pgrep -x sleep; do :; done"
+        arrakis(service, "run", "lasting", "-c", sleeping)
         before = arrakis(service, "exec", "lasting", "--", "pgrep", "-x", "sleep")
         service.run("systemctl", "restart", "arrakisd.service")
         wait_until(lambda: states(service) == {"lasting": "RUNNING"}, _DEADLINE)

@@ -16,7 +16,7 @@ from arrakis import Sandbox, SandboxManager
 # Everything at once, as what is dropped answers nothing and takes the whole time.
 PROBE = """
 import json, select, socket, sys, time
-targets, patience = json.loads(sys.argv[1]), float(sys.argv[2])
+targets, patience, hellos = json.loads(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 waiting, results = {}, {}
 for key, (kind, host, port) in enumerate(targets):
     s = socket.socket(type=socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
@@ -29,9 +29,12 @@ for key, (kind, host, port) in enumerate(targets):
         waiting[s] = key
     except OSError as e:
         results[key] = e.strerror
-end = time.monotonic() + patience
-while waiting and time.monotonic() < end:
-    for s in select.select(list(waiting), [], [], max(0, end - time.monotonic()))[0]:
+began = time.monotonic()
+def is_over():
+    heard = sum(result.startswith("hello") for result in results.values())
+    return time.monotonic() - began > (patience if heard >= hellos else 60)
+while waiting and not is_over():
+    for s in select.select(list(waiting), [], [], 0.1)[0]:
         try:
             results[waiting[s]] = "hello " + s.recv(100).decode().strip()
         except OSError as e:
@@ -82,9 +85,14 @@ def place_of(sandbox: Sandbox, daemon: Daemon) -> Place:
     return Place(ip, mac, info["tap_device_name"], "10.20.1.1", bridge["address"])
 
 
-def probe(sandbox: Sandbox, targets: Sequence[Target], patience: float = 2.0) -> list[str]:
-    """Try to reach targets; "hello ADDRESS" is the answer of one, with the sender's address."""
-    command = ["python3", "-S", "-c", PROBE, json.dumps(targets), str(patience)]
+def probe(
+    sandbox: Sandbox, targets: Sequence[Target], patience: float = 2.0, hellos: int = 0
+) -> list[str]:
+    """Try to reach targets; "hello ADDRESS" is the answer of one, with the sender's address.
+
+    For so many ``hellos`` it waits longer: a busy host may take seconds for what it lets pass.
+    """
+    command = ["python3", "-S", "-c", PROBE, json.dumps(targets), str(patience), str(hellos)]
     answers: list[str] = json.loads(sandbox.run(command, check=True).text)
     return answers
 

@@ -48,6 +48,16 @@ def ask(sandbox: Sandbox, command: str) -> str:
     return sandbox.run(command, check=True).text.strip()
 
 
+def clock_error(sandbox: Sandbox) -> float:
+    """By how many seconds a guest's clock is off at least, beyond what asking it takes."""
+    errors = []
+    for _ in range(3):
+        before = time.time()
+        inside = float(ask(sandbox, "date +%s.%N"))
+        errors.append(max(before - inside, inside - time.time(), 0))
+    return min(errors)
+
+
 def python(sandbox: Sandbox, program: str) -> Any:
     """Run a Python program in the guest; give what it prints as JSON."""
     return json.loads(sandbox.run(["python3", "-S", "-c", program], check=True).text)
@@ -63,7 +73,7 @@ class Watch:
     def until(self, kind: str, vm: str) -> list[dict[str, Any]]:
         """Take events up to a certain one; give all of that VM since the beginning."""
         while not any(event["kind"] == kind and event["vm"] == vm for event in self.seen):
-            item = self._call.take(10)
+            item = self._call.take(SLACK * 10)
             assert isinstance(item, CallNotified)
             self.seen.append(item.params)
         return [event for event in self.seen if event["vm"] == vm]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from emulation import emulating
+from real_daemon import files_below
 
 from arrakis_rpc.guest_api import ExecSpec
 from arrakisd.config import Config
@@ -52,21 +54,23 @@ def leftovers(paths: StatePaths) -> dict[str, Any]:
     pid = os.getpid()
     children: list[str] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        children += (task / "children").read_text().split()
-    qemus = [
-        child for child in children if b"qemu-system" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            children += (task / "children").read_text().split()
+    qemus = [child for child in children if is_qemu(child)]
     return {
         "processes": qemus,
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),
-        "files": sorted(
-            str(path.relative_to(paths.root))
-            for part in (paths.vms, paths.scratch, paths.layers, paths.network)
-            for path in part.rglob("*")
-        ),
+        "files": sorted(files_below(paths.root, "vms", "scratch", "layers", "network")),
         "links": inside("ip", "-o", "link").count("\n"),
         "rules": inside("nft", "list", "ruleset"),
     }
+
+
+def is_qemu(pid: str) -> bool:
+    """Whether a child that is still there is a VMM."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def inside(*command: str) -> str:
@@ -78,9 +82,9 @@ def inside(*command: str) -> str:
 async def settled(paths: StatePaths, before: dict[str, Any]) -> dict[str, Any]:
     """What is left when the pool of taps, which works in the background, is full again."""
     with trio.move_on_after(30):
-        while leftovers(paths) != before:
+        while (found := leftovers(paths)) != before:
             await trio.sleep(0.01)
-    return leftovers(paths)
+    return found  # not looked at once more: the pool may be at work again
 
 
 async def steady(paths: StatePaths) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from in_guest import Background, counted, start_counter
+from in_guest import Background, ask, counted, start_counter
 from real_daemon import (
     Daemon,
     end_daemon,
@@ -89,7 +89,7 @@ def test_two_signals(template_state: Path) -> None:
     with managed(template_state) as (daemon, manager):
         sandbox = manager.start_sandbox("one")
         call = Background(lambda: sandbox.run("sleep 100"))  # which the daemon waits for a while
-        time.sleep(0.2)
+        wait_until(lambda: "sleep 100" in ask(sandbox, "ps -ef"), 10)
         daemon.process.send_signal(signal.SIGINT)
         time.sleep(0.1)
         assert end_daemon(daemon, signal.SIGTERM) < 10
@@ -200,7 +200,7 @@ def test_readiness(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = place / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(path))
-        listener.settimeout(30)
+        listener.settimeout(120)
         monkeypatch.setenv("NOTIFY_SOCKET", str(path))
         with subprocess.Popen(
             [
@@ -215,7 +215,7 @@ def test_readiness(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                     assert manager.health().status == "healthy"
                 process.send_signal(signal.SIGTERM)
                 assert "STOPPING=1" in listener.recv(4096).decode().split("\n")
-                assert process.wait(10) == 0
+                assert process.wait(60) == 0
             finally:
                 process.kill()
 

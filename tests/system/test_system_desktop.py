@@ -162,7 +162,7 @@ def test_no_other_guest_reaches_the_screen(manager: SandboxManager) -> None:
         manager.start_sandbox("other") as other,
     ):
         address, gateway = desk.info()["ip"].split("/")[0], _gateway(other)
-        assert is_there(gui(desk))
+        wait_until(lambda: is_there(gui(desk)), 30)
         for host, port in ((address, 5901), (gateway, gui(desk)[1])):
             told = other.run(["python3", "-S", "-c", _CONNECT, host, str(port)], check=True)
             assert told.text.strip() in ("TimeoutError", "ConnectionRefusedError", "OSError"), host
@@ -258,6 +258,8 @@ async def test_the_pixel_that_is_meant_is_hit(
 
 
 def _check_recorded(sandbox: Sandbox) -> None:
+    last = "release 1 7 8\n"
+    wait_until(lambda: sandbox.files.read_text("/tmp/events").endswith(last), _LONG)
     events = sandbox.files.read_text("/tmp/events").splitlines()
     clicks = [one for one in events if not one.startswith("move")]
     assert clicks == [

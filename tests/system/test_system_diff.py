@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from in_guest import ask
-from real_daemon import Daemon
+from real_daemon import Daemon, wait_until
 
-from arrakis import ArrakisError, GuestError, NotFoundError, SandboxManager
+from arrakis import ArrakisError, GuestError, NotFoundError, Sandbox, SandboxManager
 
 pytestmark = pytest.mark.vm
 
@@ -48,14 +48,21 @@ CHANGES = {
 }
 
 
+def sleeping(sandbox: Sandbox) -> str:
+    """The commands that sleep in a guest."""
+    return sandbox.run("ps -C sleep -o args=").text.strip()
+
+
 def test_diff(manager: SandboxManager, daemon: Daemon) -> None:
     """Files that came, went and changed, whatever hides it; and processes. Nobody sees it."""
     with manager.start_sandbox("box") as sandbox:
         ask(sandbox, BEFORE)
         sandbox.run_cmd("echo $$ > /root/pid; exec sleep 1001", blocking=False)
+        wait_until(lambda: sleeping(sandbox) == "sleep 1001", 20)
         before = sandbox.snapshot("before")
         ask(sandbox, AFTER)
         sandbox.run_cmd("exec sleep 1002", blocking=False)
+        wait_until(lambda: sleeping(sandbox) == "sleep 1002", 20)
         after = sandbox.snapshot("after")
         found = manager.snapshots.diff(before, after)
         assert {one.path: f"{one.change} {one.kind}" for one in found.files} == CHANGES

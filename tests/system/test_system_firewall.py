@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 
 import pytest
@@ -28,8 +29,12 @@ def test_flushed(manager: SandboxManager, daemon: Daemon) -> None:
         sandbox.ports.add(22, publish=True)
         before = rules(daemon)
         assert "93.184.0.0/16" in before
-        daemon.inside("nft", "flush", "ruleset")
-        assert rules(daemon) == ""
+        daemon.process.send_signal(signal.SIGSTOP)  # else it may be quicker than the look
+        try:
+            daemon.inside("nft", "flush", "ruleset")
+            assert rules(daemon) == ""
+        finally:
+            daemon.process.send_signal(signal.SIGCONT)
         wait_until(lambda: rules(daemon) == before, _RETURN_DEADLINE)
 
 

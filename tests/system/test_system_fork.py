@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from in_guest import Background, ask, counted, python, start_counter
+from in_guest import Background, ask, clock_error, counted, python, start_counter
 from real_daemon import Daemon, wait_until
 
 from arrakis import (
@@ -102,6 +102,7 @@ def test_what_is_kept(manager: SandboxManager) -> None:
         source.files.write("/root/data", bytes(range(256)) * 1000)
         source.files.write("/dev/shm/memory", "in memory only")
         source.run_cmd("MARK=kept exec sleep 1000", blocking=False)
+        wait_until(lambda: source.run(["pgrep", "-x", "sleep"]).ok, 10)
         environment = "cat /proc/$(pgrep -x sleep)/environ | tr '\\0' '\\n' | grep MARK"
         for sibling in source.fork(2):
             assert sibling.files.read("/root/data") == bytes(range(256)) * 1000
@@ -116,16 +117,6 @@ def test_what_is_kept(manager: SandboxManager) -> None:
         assert source.files.read("/root/data") == bytes(range(256)) * 1000
         numbers = counted(source)
         assert numbers == list(range(len(numbers)))
-
-
-def clock_error(sandbox: Sandbox) -> float:
-    """By how many seconds a guest's clock is off at least, beyond what asking it takes."""
-    errors = []
-    for _ in range(3):
-        before = time.time()
-        inside = float(ask(sandbox, "date +%s.%N"))
-        errors.append(max(before - inside, inside - time.time(), 0))
-    return min(errors)
 
 
 def test_clock(manager: SandboxManager) -> None:

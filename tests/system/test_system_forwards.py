@@ -204,17 +204,20 @@ def test_many_at_once(connect: Connect) -> None:
 def test_nobody_listens(sandbox: Sandbox) -> None:
     """Where nobody listens in the guest, a connection is reset at once, and the next one tried."""
     address = (LOOPBACK, host_port(sandbox, 7002))
-    for _ in range(3):
+
+    def refused() -> float:
         began = time.monotonic()
         with (
-            socket.create_connection(address, timeout=5) as client,
+            socket.create_connection(address, timeout=60) as client,
             pytest.raises(ConnectionResetError),
         ):
             read_all(client)
-        assert time.monotonic() - began < 2
+        return time.monotonic() - began
+
+    assert min(refused() for _ in range(3)) < 2  # a busy host delays one or another
     sandbox.exec(["python3", "-S", "-c", GREET_ONCE], background=True).wait()
     wait_until(lambda: sandbox.files.exists("on"), 10)
-    with socket.create_connection(address, timeout=5) as client:
+    with socket.create_connection(address, timeout=60) as client:
         assert read_all(client) == b"hi"
 
 
@@ -236,7 +239,7 @@ def test_destroyed_with_open_connections(
     port = host_port(sandbox)
     address = (LOOPBACK, port)
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(socket.create_connection(address, 5)) for _ in range(20)]
+        clients = [stack.enter_context(socket.create_connection(address, 60)) for _ in range(20)]
         for client in clients:
             client.sendall(b"down 1073741824\n")
             assert client.recv(100)
@@ -251,7 +254,7 @@ def test_destroyed_with_open_connections(
                 read_all(client)
     with start(manager, "next", ports=[{"guest_port": PORT, "host_port": port}]) as following:
         serve(following)
-        with socket.create_connection(address, timeout=5) as client:
+        with socket.create_connection(address, timeout=60) as client:
             client.sendall(b"echo\nx")
             assert client.recv(1) == b"x"
 

@@ -53,8 +53,10 @@ def test_long_line(template_state: Path) -> None:
                 model = change(sandbox, change(sandbox, model, chance), chance)
                 models[sandbox.snapshot(f"line-{number}")] = model
             check(sandbox, model)
+        wait_until(
+            lambda: max(len(layers_of(daemon.state, one)) for one in models) <= 1 + 2 * 3, 60
+        )
         settled(daemon)
-        assert max(len(layers_of(daemon.state, one)) for one in models) <= 1 + 2 * 3
         kept = dict(models)
         for doomed in chance.sample(sorted(kept), 9):
             manager.snapshots.delete(doomed)
@@ -64,7 +66,7 @@ def test_long_line(template_state: Path) -> None:
                 check(back, expected)
         for one in kept:
             manager.snapshots.delete(one)
-        assert daemon.stored_files() == before
+        wait_until(lambda: daemon.stored_files() == before, 60)
 
 
 def test_forked_again_and_again(template_state: Path) -> None:
@@ -78,12 +80,12 @@ def test_forked_again_and_again(template_state: Path) -> None:
                     child.destroy()
                 settled(daemon)
             last = sandbox.snapshot("last")
+        wait_until(lambda: len(layers_of(daemon.state, last)) <= 1 + 3, 60)
         settled(daemon)
-        assert len(layers_of(daemon.state, last)) <= 1 + 3
         with manager.restore("back", last) as back:
             assert [back.files.read_text(f"/root/{n}") for n in range(6)] == list("012345")
         manager.snapshots.delete(last)
-        assert daemon.stored_files() == before
+        wait_until(lambda: daemon.stored_files() == before, 60)
 
 
 def test_left_undone(template_state: Path) -> None:

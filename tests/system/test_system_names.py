@@ -48,25 +48,25 @@ def test_names(template_state: Path) -> None:
         allow = [f"allowed.example:{PORT}", "*.wild.example", "metadata.example"]
         with start(manager, "picky", egress={"mode": "allow", "allow": allow}) as picky:
 
-            def reach(name: str, kind: str = "tcp") -> str:
-                return probe(picky, [(kind, name, PORT)], 1.5)[0]
+            def reach(name: str, kind: str = "tcp", hellos: int = 0) -> str:
+                return probe(picky, [(kind, name, PORT)], 1.5, hellos)[0]
 
             assert reach(PUBLIC) == "silent"  # nobody has asked for its name
             assert reach("other.example") not in (HELLO, "silent")
             assert "other.example" not in server.asked
-            assert [reach("ALLOWED.example", kind) for kind in ("tcp", "udp")] == [HELLO, HELLO]
-            assert reach(PUBLIC) == HELLO
-            assert reach("below.wild.example") == HELLO
+            assert [reach("ALLOWED.example", kind, 1) for kind in ("tcp", "udp")] == [HELLO, HELLO]
+            assert reach(PUBLIC, hellos=1) == HELLO
+            assert reach("below.wild.example", hellos=1) == HELLO
             assert reach("metadata.example") != HELLO  # wherever a name leads
             assert reach(OTHER_PUBLIC) == "silent"
             (fork,) = picky.fork(1)
             assert probe(fork, [("tcp", PUBLIC, PORT)], 1.5) == ["silent"]
-            assert probe(fork, [("tcp", "allowed.example", PORT)]) == [HELLO]
+            assert probe(fork, [("tcp", "allowed.example", PORT)], hellos=1) == [HELLO]
             set_egress(manager, picky, "none")
             assert reach("allowed.example") != HELLO
             assert reach(PUBLIC) == "silent"
             set_egress(manager, picky, "internet")
-            assert reach("other.example") == HELLO
+            assert reach("other.example", hellos=1) == HELLO
 
 
 def test_no_way_around_the_name_server(template_state: Path) -> None:

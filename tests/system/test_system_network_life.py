@@ -161,9 +161,10 @@ def test_fork_beyond_the_addresses(template_state: Path) -> None:
 
 def test_ports_exhausted(template_state: Path) -> None:
     """With all ports given out, a start says so and leaves nothing; a VM's end makes room."""
-    with small_daemon(template_state, 'host_ports = "21000-21007"') as manager:
+    # Of those that no other daemon of these tests is given.
+    with small_daemon(template_state, 'host_ports = "32000-32007"') as manager:
         first = manager.start_sandbox("first")
-        with pytest.raises(ExhaustedError, match="no host port left in 21000-21007"):
+        with pytest.raises(ExhaustedError, match="no host port left in 32000-32007"):
             manager.start_sandbox("second")
         start(manager, "third", ports=[{"guest_port": 1}, {"guest_port": 2}])
         first.destroy()

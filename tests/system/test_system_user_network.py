@@ -105,7 +105,7 @@ def test_nothing_out(server: Sandbox) -> None:
     """A guest reaches neither this host's loopback."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        tried = server.run(["curl", "-sS", "-m", "5", f"http://10.0.2.2:{port}/"])
+        tried = server.run(["curl", "-sS", "-m", "60", f"http://10.0.2.2:{port}/"])
         assert tried.exit_code == 7
         listening.settimeout(0.1)
         with pytest.raises(TimeoutError):

@@ -134,11 +134,12 @@ async def test_no_jailer(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyP
 async def test_orphans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a killed daemon has left in a jail, without its environment, is found by its name."""
     monkeypatch.setenv("ARRAKIS_CHILD_OF", str(tmp_path))
-    argv = ["env", "-i", "sh", "-c", "sleep 1000; true", owner_mark()]
+    # A shell would be there twice in the moment before its child is another program.
+    argv = ["env", "-i", sys.executable, "-c", "import time; time.sleep(1000)", owner_mark()]
     async with owned(spawn(argv, output=tmp_path / "log")) as child:
         cmdline = Path(f"/proc/{child.pid}/cmdline")
         with trio.fail_after(30):
-            while not cmdline.read_bytes().startswith(b"sh\0"):  # noqa: ASYNC110 -- an exec
+            while not cmdline.read_bytes().startswith(os.fsencode(sys.executable)):  # noqa: ASYNC110 -- an exec
                 await trio.sleep(0.01)
         assert await trio.to_thread.run_sync(find_orphans, str(tmp_path)) == [child.pid]
         assert await trio.to_thread.run_sync(end_orphan, child.pid, str(tmp_path))
