@@ -19,6 +19,8 @@ from .port import Output
 
 Note = Callable[[str, dict[str, Any]], None]
 
+_MOST_EARLY_NOTES = 64
+
 
 class _Inbox:
     """What came on a channel and is not taken yet; None is its end."""
@@ -33,13 +35,15 @@ class _Inbox:
 
 
 class Call:
-    """The streams of one call. ``on_note`` is called with each notification that it gets."""
+    """The streams of one call, and its notifications, for who wants to `listen`."""
 
     def __init__(
         self, call_id: int, connection: Connection, output: Output, takes: tuple[str, ...]
     ) -> None:
         self.id = call_id
-        self.on_note: Note | None = None
+        self._on_note: Note | None = None
+        # What came in one piece with the call is here before its handler has begun.
+        self._early_notes: deque[tuple[str, dict[str, Any]]] = deque(maxlen=_MOST_EARLY_NOTES)
         self._connection = connection
         self._output = output
         self._takes = takes
@@ -97,10 +101,22 @@ class Call:
         if callback := self._when_credit.pop(channel, None):
             callback()
 
+    def listen(self, on_note: Note) -> None:
+        """Call back with each notification, those that have come already first."""
+        self._on_note = on_note
+        while self._early_notes:
+            on_note(*self._early_notes.popleft())
+
+    def listen_no_more(self) -> None:
+        """Call nobody back any more."""
+        self._on_note = None
+
     def note_received(self, method: str, params: dict[str, Any]) -> None:
-        """Hand a notification to the handler, if it wants any."""
-        if self.on_note is not None:
-            self.on_note(method, params)
+        """Hand a notification to the handler, now or when it listens."""
+        if self._on_note is not None:
+            self._on_note(method, params)
+        else:
+            self._early_notes.append((method, params))
 
     def _inbox(self, channel: str) -> _Inbox:
         return self._inboxes.setdefault(channel, _Inbox())

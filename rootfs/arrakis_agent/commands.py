@@ -102,7 +102,7 @@ class _Command:
             process.kill_after(spec.timeout)
         for pump in self._pumps:
             pump.start(self._one_ended)
-        call.on_note = self._note
+        call.listen(self._note)
 
     def take_result(self) -> ExecResult:
         """Reap the command, and tell how it ended."""
@@ -119,7 +119,7 @@ class _Command:
 
     def close(self) -> None:
         """Let go of everything; kill the command if its result was not taken."""
-        self._call.on_note = None
+        self._call.listen_no_more()
         for pump in self._pumps:
             pump.close()
         if self.input is not None:

@@ -15,6 +15,7 @@ from agent_waiting import cpu_share, is_gone, wait_for, wait_until_gone
 from real_daemon import shortest
 
 from arrakis_rpc.connection import WINDOW
+from arrakis_rpc.converter import unstructure
 from arrakis_rpc.errors import (
     ArrakisError,
     CancelledError,
@@ -200,6 +201,19 @@ def test_signal(host: Host) -> None:
     assert host.exec_result(call_id).exit_code == 3
     assert host.received[call_id, "stdout"].endswith(b"caught\n")
     wait_until_gone(child)
+
+
+def test_notes_right_behind_the_call(host: Host) -> None:
+    """What comes in one piece with the call is heeded as what comes later is."""
+    script = "until [ '33 44' = \"$(stty size)\" ]; do sleep 0.05; done"
+    spec = ExecSpec(shell=script, pty=Pty(rows=5, cols=5))
+    call_id, call = host.connection.start_call("exec.run", unstructure(spec))
+    host.send(call + host.connection.notify(call_id, "exec.resize", {"rows": 33, "cols": 44}))
+    assert host.exec_result(call_id).exit_code == 0
+    killed = unstructure(ExecSpec(argv=["sleep", "60"]))
+    call_id, call = host.connection.start_call("exec.run", killed)
+    host.send(call + host.connection.notify(call_id, "exec.signal", {"signal": signal.SIGTERM}))
+    assert host.exec_result(call_id).signal == signal.SIGTERM
 
 
 def test_senseless_notes(host: Host) -> None:
