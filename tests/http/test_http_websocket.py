@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 from http_serving import Client, RefusedError, answers, connected, eventually, serving, until_still
+from real_daemon import SLACK
 from wsproto.events import (
     BytesMessage,
     CloseConnection,
@@ -222,6 +223,11 @@ async def _compressed(client: Client) -> None:
     await client.stream.send_all(b"\xc2\xff" + length + bytes(4) + bomb)
 
 
+async def _endless(client: Client) -> None:
+    while True:
+        await client.send(b"\xff" * MIB)
+
+
 async def _huge_frame(client: Client) -> None:
     await client.send((2**30).to_bytes(4, "big") + bytes(1000))
 
@@ -267,6 +273,20 @@ async def test_hostile_bytes_end_the_connection(
             await answers(server)
         await eventually(lambda: not server.service.running)
         await eventually(lambda: server.sessions.connections == 0)
+
+
+async def test_who_sends_on_is_cut_off_though_nobody_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection whose session has ended ends, also when its reader waits for no one."""
+    monkeypatch.setattr(websocket_module, "_REST_DEADLINE", 0)
+    async with serving(tmp_path) as server:
+        async with connected(server) as client:
+            await client.hello()
+            with trio.fail_after(SLACK * 20), pytest.raises(trio.BrokenResourceError):
+                await _endless(client)
+        await eventually(lambda: server.sessions.connections == 0)
+        await answers(server)
 
 
 async def test_a_flood_of_pings_is_no_way_to_fill_memory(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ class Connection(TCPServer):
         super().__init__(*given)
         transport: Any = getattr(self.stream, "transport_stream", self.stream)
         self._socket: trio.socket.SocketType = transport.socket
+        self._is_ended = False
 
     async def run(self) -> None:
         """Serve it until it ends."""
@@ -56,7 +57,8 @@ class Connection(TCPServer):
             self._open.discard(self)
 
     def end(self) -> None:
-        """End it at once: whoever reads or sends finds that out."""
+        """End it at once: whoever reads or sends finds that out, and else is cancelled soon."""
+        self._is_ended = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -79,11 +81,11 @@ class Connection(TCPServer):
     async def _watch(self) -> None:
         while True:
             await trio.sleep(_LOOK_EVERY)
-            if self._is_client_gone():
+            if self._is_ended or self._is_client_gone():
                 break
         self.end()
         await trio.sleep(_LOOK_EVERY)
-        # It does not read, and so must be stopped.
+        # It does not read, but waits for somebody to take what it has read: it must be stopped.
         nursery: Any = self._task_group._nursery
         nursery.cancel_scope.cancel()
 
