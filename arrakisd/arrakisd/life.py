@@ -87,8 +87,7 @@ class Life:
             pages=store.page_files(self.source.layers),
             disk=self.disk,
         )
-        await self.vmm.wake(saved)
-        self._woken = time.time()
+        self._woken = await self.vmm.wake(saved)
 
     async def settle(
         self, nursery: trio.Nursery, identify: Callable[[float], Identity], limit: float

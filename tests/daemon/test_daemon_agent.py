@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
+from typing import TypeVar
 
 import pytest
 import trio
@@ -59,8 +60,11 @@ class Guest:
         while True:
             for event in connection.receive(received):
                 if isinstance(event, CallReceived):
-                    await self._stream.send_all(self._answer(connection, event))
+                    await self._stream.send_all(await self._serve(connection, event))
             received = bytes(await self._stream.receive_some())
+
+    async def _serve(self, connection: Connection, call: CallReceived) -> bytes:
+        return self._answer(connection, call)
 
     def _answer(self, connection: Connection, call: CallReceived) -> bytes:
         if call.method == "agent.hello":
@@ -69,17 +73,53 @@ class Guest:
         return connection.send_error(call.call_id, self._error)
 
 
+G = TypeVar("G", bound=Guest)
+
+
+class SlowGuest(Guest):
+    """Sets its clock, and needs a while for that as often as it is told."""
+
+    def __init__(self, end: socket.socket, slow: int) -> None:
+        super().__init__(end, GuestError("no"))
+        self._slow = slow
+        self.times_set = 0
+
+    async def _serve(self, connection: Connection, call: CallReceived) -> bytes:
+        if call.method != "clock.set":
+            return self._answer(connection, call)
+        self.times_set += 1
+        if self.times_set <= self._slow:
+            await trio.sleep(0.1)
+        return connection.send_result(call.call_id, {})
+
+
 @asynccontextmanager
 async def session_with(error: ArrakisError) -> AsyncIterator[GuestAgent]:
     """Open a session with a guest whose calls all fail in one way."""
+    async with session_of(lambda end: Guest(end, error)) as (agent, _):
+        yield agent
+
+
+@asynccontextmanager
+async def session_of(make: Callable[[socket.socket], G]) -> AsyncIterator[tuple[GuestAgent, G]]:
+    """Open a session with a guest."""
     ours, theirs = socket.socketpair()
     agent = GuestAgent("box", lambda: Channel(ours.dup()), FIRST_TOKEN)
     with ours, theirs:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Guest(theirs, error).run)
+            guest = make(theirs)
+            nursery.start_soon(guest.run)
             nursery.start_soon(agent.run)
-            yield agent
+            yield agent, guest
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("slow", "least", "most"), [(0, 1, 3), (1, 2, 3), (9, 3, 3)])
+async def test_late_clock(slow: int, least: int, most: int) -> None:
+    """A clock that was set late, because the guest took its time, is set again; not for ever."""
+    async with session_of(partial(SlowGuest, slow=slow)) as (agent, guest):
+        await agent.set_clock()
+    assert least <= guest.times_set <= most
 
 
 async def test_slow_greeting(autojump_clock: trio.testing.MockClock) -> None:

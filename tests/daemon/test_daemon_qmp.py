@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,7 +19,7 @@ import trio.testing
 from arrakis_rpc.errors import VmmError
 from arrakisd.host.vmm.qmp import QmpClient, QmpClosedError, open_qmp
 
-Events = list[tuple[str, dict[str, Any]]]
+Events = list[tuple[str, dict[str, Any], float]]
 
 
 @asynccontextmanager
@@ -101,7 +102,8 @@ async def test_many_at_once() -> None:
 
 
 async def test_events() -> None:
-    """Events go to the callback, with their data, in order."""
+    """Events go to the callback, with their data and when they happened, in order."""
+    began = time.time()
     async with qemu() as (client, events, process):
         await client.execute("qmp_capabilities")
         await client.execute("cont")
@@ -110,8 +112,48 @@ async def test_events() -> None:
         with trio.fail_after(5):
             await trio.to_thread.run_sync(process.wait)
         await trio.testing.wait_all_tasks_blocked()
-    assert [name for name, _ in events] == ["RESUME", "STOP", "SHUTDOWN"]
+    assert [name for name, _, _ in events] == ["RESUME", "STOP", "SHUTDOWN"]
     assert events[-1][1]["reason"] == "host-qmp-quit"
+    times = [began, *(happened for _, _, happened in events), time.time()]
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize("ago", [0.5, 30])
+async def test_events_heard_late(ago: float) -> None:
+    """An event happened when QEMU says, not when somebody had time to hear of it."""
+    then = int((time.time() - ago) * 1e6)
+    (happened,) = await times_of({"seconds": then // 10**6, "microseconds": then % 10**6})
+    assert happened == pytest.approx(then / 1e6, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        None,
+        "now",
+        {"seconds": -1, "microseconds": -1},
+        {"seconds": 1, "microseconds": 0},
+        {"seconds": 10**400, "microseconds": 0},
+        {"seconds": int(time.time()), "microseconds": 10**400},
+        {"seconds": int(time.time()) + 10**6, "microseconds": 0},
+    ],
+)
+async def test_times_that_cannot_be(stamp: Any) -> None:
+    """What is no time, or none that an event can have, is not taken from who may be hostile."""
+    began = time.time()
+    (happened,) = await times_of(stamp)
+    assert began <= happened <= time.time()
+
+
+async def times_of(stamp: Any) -> list[float]:
+    """Give when an event with a certain timestamp has happened, for the client."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    times: list[float] = []
+    async with open_qmp(ours, lambda _, __, happened: times.append(happened)):
+        line = json.dumps({"event": "STOP", "timestamp": stamp})
+        await theirs.send_all(line.encode() + b"\n")
+        await trio.testing.wait_all_tasks_blocked()
+    return times
 
 
 async def test_death_of_qemu() -> None:

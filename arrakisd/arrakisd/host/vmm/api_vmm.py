@@ -105,12 +105,16 @@ class ApiVmm(ABC):
             await self._boot(self._spec.boot)
             self._running = True
 
-    async def wake(self, saved: Saved) -> None:
-        """Wake a saved guest. Once, where nothing was booted; raises `VmmError`."""
+    async def wake(self, saved: Saved) -> float:
+        """Wake a saved guest. Once, where nothing was booted; raises `VmmError`.
+
+        Gives when the guest's clocks went on, in Unix time.
+        """
         await self.wait_ready()
         await self._unfold(saved.disk)
         self._mapped = await self._wake(saved.device_state, saved.pages)
         await self.resume()
+        return time.time()
 
     async def pause(self) -> None:
         """Halt the vCPUs. Legal while the guest runs."""

@@ -122,8 +122,11 @@ class Vmm(Protocol):
     async def wait_ready(self) -> None:
         """Wait until the process answers, and has done what it can do ahead."""
 
-    async def wake(self, saved: Saved) -> None:
-        """Wake a saved guest. Once, where nothing was booted; raises `VmmError`."""
+    async def wake(self, saved: Saved) -> float:
+        """Wake a saved guest. Once, where nothing was booted; raises `VmmError`.
+
+        Gives when the guest's clocks went on, in Unix time.
+        """
 
     async def pause(self) -> None:
         """Halt the vCPUs. Legal while the guest runs."""

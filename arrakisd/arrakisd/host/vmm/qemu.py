@@ -7,7 +7,6 @@ import shutil
 import socket
 import stat
 import subprocess
-import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -127,7 +126,8 @@ class QemuVmm:
         self._greeting = trio.Lock()
         self._is_ready = False
         self._running = spec.boot is not None
-        self._halted = 0.0
+        # As QEMU says, not as the daemon hears of it: a busy host would set clocks wrong.
+        self._halted = self._woken = 0.0
         self._disk = qemu_arguments.disk_node(0)
         self._layers_added = 0
         self._resumed = trio.Event()
@@ -149,8 +149,11 @@ class QemuVmm:
             await self._execute("migrate-set-capabilities", capabilities=capabilities)
             self._is_ready = True
 
-    async def wake(self, saved: Saved) -> None:
-        """Wake a saved guest. Once, where nothing was booted; raises `VmmError`."""
+    async def wake(self, saved: Saved) -> float:
+        """Wake a saved guest. Once, where nothing was booted; raises `VmmError`.
+
+        Gives when the guest's clocks went on, in Unix time.
+        """
         await self.wait_ready()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._bring_disk, saved.disk)
@@ -166,6 +169,7 @@ class QemuVmm:
             await self._resumed.wait()
         if not self._running:
             raise VmmError(f"QEMU did not take the device state; {await self._obituary()}")
+        return self._woken
 
     async def _bring_disk(self, disk: Path) -> None:
         await self._execute("blockdev-add", **qemu_arguments.disk_blockdev(0, str(disk)))
@@ -176,8 +180,6 @@ class QemuVmm:
     async def pause(self) -> None:
         """Halt the vCPUs. Legal while the guest runs."""
         await self._execute("stop")
-        if self._running:
-            self._halted = time.time()
         self._running = False
 
     async def resume(self) -> None:
@@ -307,11 +309,13 @@ class QemuVmm:
         log = _tail(self._spec.directory / "vmm.log")
         return [*self.console.last_lines(), *last_lines(log)]
 
-    def on_event(self, event: str, data: dict[str, Any]) -> None:
+    def on_event(self, event: str, data: dict[str, Any], happened: float) -> None:
         """Take an event from QMP."""
         if event == "RESUME":
-            self._running = True
+            self._running, self._woken = True, happened
             self._resumed.set()
+        elif event == "STOP":
+            self._halted = happened
         elif event == "VSERPORT_CHANGE":
             self._on_port_change(bool(data.get("open")))
         elif event == "SHUTDOWN":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import IO, Any
@@ -13,7 +14,11 @@ import trio
 
 from arrakis_rpc.errors import VmmError
 
+# Called with an event's name, its data, and when it happened, in Unix time.
+OnEvent = Callable[[str, dict[str, Any], float], None]
+
 _MAX_LINE = 1024 * 1024
+_LONGEST_UNHEARD = 60
 
 
 class QmpClosedError(VmmError):
@@ -29,9 +34,7 @@ class _Pending:
 class QmpClient:
     """Commands with answers; events go to a callback. Made by `open_qmp`."""
 
-    def __init__(
-        self, stream: trio.SocketStream, on_event: Callable[[str, dict[str, Any]], None]
-    ) -> None:
+    def __init__(self, stream: trio.SocketStream, on_event: OnEvent) -> None:
         self._stream = stream
         self._on_event = on_event
         self._pending: dict[int, _Pending] = {}
@@ -100,7 +103,7 @@ class QmpClient:
 
     def _take(self, message: dict[str, Any]) -> None:
         if "event" in message:
-            self._on_event(message["event"], message.get("data", {}))
+            self._on_event(message["event"], message.get("data", {}), _time_of(message))
         elif pending := self._pending.get(message.get("id", 0)):
             pending.answer = message
             pending.answered.set()
@@ -116,10 +119,19 @@ def _parsed(line: bytes) -> dict[str, Any]:
     return message
 
 
+def _time_of(event: dict[str, Any]) -> float:
+    """When an event happened, as QEMU says, if that can be."""
+    now = time.time()
+    match event.get("timestamp"):
+        case {"seconds": int(seconds), "microseconds": int(microseconds)} if (
+            now - _LONGEST_UNHEARD < seconds <= now and 0 <= microseconds < 1_000_000
+        ):
+            return min(seconds + microseconds / 1e6, now)
+    return now
+
+
 @asynccontextmanager
-async def open_qmp(
-    stream: trio.SocketStream, on_event: Callable[[str, dict[str, Any]], None]
-) -> AsyncIterator[QmpClient]:
+async def open_qmp(stream: trio.SocketStream, on_event: OnEvent) -> AsyncIterator[QmpClient]:
     """Speak QMP on a stream for the length of a block."""
     client = QmpClient(stream, on_event)
     async with stream, trio.open_nursery() as nursery:
