@@ -228,9 +228,10 @@ class Process:
         return chunks
 
     def cancel(self) -> None:
-        """End the command and all that it started, and wait until that is done.
+        """Kill the command and all that it started.
 
-        Output that was not read is dropped. Does nothing when the command has ended.
+        Returns when the guest has sent the signals; processes are gone a moment later. Output
+        that was not read is dropped. Does nothing when the command has ended.
         """
         self._call.cancel()
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _REMOTE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*):(.*)", re.DOTALL)
 
 
-@verb("cp", "arrakis cp ./project box:/root/\narrakis cp box:/var/log/syslog .")
+@verb("cp", "arrakis cp ./project box:/root/\narrakis cp box:/var/log/dpkg.log .")
 @click.argument("source", metavar="SOURCE")
 @click.argument("target", metavar="TARGET")
 @as_json
@@ -120,7 +120,7 @@ def upload(name: str, specifications: tuple[str, ...], as_json: bool) -> None:
         say(f"uploaded {len(targets)} to {name}")
 
 
-@verb("download", "arrakis download -n box -p /var/log/syslog -o logs")
+@verb("download", "arrakis download -n box -p /var/log/dpkg.log -o logs")
 @named
 @click.option(
     "-p", "--path", "paths", multiple=True, required=True, metavar="PATH", help="Repeatable."

@@ -112,7 +112,8 @@ class _Verbs(click.Group):
 def cli(socket: str | None, url: str | None, ca_file: str | None) -> None:  # noqa: ARG001 -- `manager` reads it
     """Disposable microVMs that can be snapshotted, restored and forked.
 
-    A machine's NAME can be given as an argument or with -n.
+    A machine's NAME can be given as an argument or with -n; for 'rename' and 'desktop' it is an
+    argument.
     """
     if socket and url:
         raise click.UsageError("a daemon is reached by --socket or --url, not by both")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @named
 @click.option("-k", "--kernel", metavar="PATH", help="A kernel on the daemon's host.")
 @click.option("-i", "--initramfs", metavar="PATH", help="An initramfs on the daemon's host.")
-@click.option("-r", "--rootfs", metavar="PATH", help="A root disk on the daemon's host.")
+@click.option("-r", "--rootfs", metavar="PATH", help="A root image (erofs) on the daemon's host.")
 @click.option("-e", "--entry-point", metavar="CMD", help="A command to start in the background.")
 @click.option("-s", "--snapshot", metavar="ID", help="Restore this snapshot instead.")
 @click.option("--image", metavar="IMAGE", help="The image to start.")
@@ -217,7 +217,7 @@ def describe_machine(name: str, as_json: bool) -> None:
 @click.option("--as", "names", multiple=True, metavar="NAME", help="A sibling's name; repeatable.")
 @as_json
 def fork(name: str, count: int | None, names: tuple[str, ...], as_json: bool) -> None:
-    """Make siblings of a machine that runs; prints their names."""
+    """Make siblings of a running or paused machine; prints their names."""
     if count is None:
         count = len(names) or 1
     elif names and len(names) != count:
