@@ -192,10 +192,15 @@ class Templates:
                 manifest.id, saved, f"this host has {hypervisor}", str(hypervisor)
             )
 
+    @property
+    def image_digests(self) -> set[str]:
+        """The images that something stands on which is stored, or is being booted."""
+        stored = (*self._store.templates.values(), *self._store.snapshots.values())
+        return {one.shape.image_digest for one in stored} | set(self._booting)
+
     async def keep_images(self) -> None:
         """Tell the image store, which others share, what is needed here; raises `OSError`."""
-        stored = (*self._store.templates.values(), *self._store.snapshots.values())
-        digests = {one.shape.image_digest for one in stored} | set(self._booting)
+        digests = self.image_digests
         root = self._surroundings.paths.root
         await trio.to_thread.run_sync(self._images.keep, root, digests)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from in_guest import ask
 
-from arrakis import Sandbox, SandboxManager
+from arrakis import NotFoundError, Sandbox, SandboxManager
 
 pytestmark = pytest.mark.vm
 
@@ -26,6 +26,25 @@ def check(sandbox: Sandbox) -> None:
     assert sandbox.run(["my-tool"]).text == "tool for hello, world\n"
     assert sandbox.run(["my-tool"], env={"GREETING": "mine"}).text == "tool for mine\n"
     assert sandbox.run(["my-tool"], user="elara").text == "tool for hello, world\n"
+
+
+def test_image_deleted_while_it_boots(manager: SandboxManager, tmp_path: Path) -> None:
+    """Who boots an image that is deleted meanwhile gets a machine of it, and others none."""
+    (tmp_path / "Dockerfile").write_text("FROM base\nRUN touch /short-lived\n")
+    manager.images.build(tmp_path, name="short-lived")
+    first = manager._client.open("vm.start", {"name": "first", "image": "short-lived"})
+    assert first.take(60) is not None  # it tells that it boots
+    manager.images.delete("short-lived")
+    while first.take(600) is not None:
+        pass
+    with manager.restore("again", manager.get("first").snapshot("of-short-lived")) as again:
+        assert ask(again, "ls /short-lived") == "/short-lived"
+    with pytest.raises(NotFoundError, match="short-lived"):
+        manager.start_sandbox("second", image="short-lived")
+    manager.destroy_all()
+    manager.snapshots.delete("of-short-lived")
+    (template,) = (one for one in manager.templates.list() if one.image == "short-lived")
+    manager.templates.delete(template.id)
 
 
 def test_environment_of_an_image(manager: SandboxManager, tmp_path: Path) -> None:

@@ -47,8 +47,7 @@ class ImageOperations:
         for template in list(self._store.templates.values()):
             if template.shape.image == params.name and not self._users(template.id):
                 await self._delete(template)
-        stored = (*self._store.templates.values(), *self._store.snapshots.values())
-        await self._image_service.collect({one.shape.image_digest for one in stored})
+        await self._image_service.collect(self._templates.image_digests)
         return Nothing()
 
     async def image_prune(self, params: api.ImagePrune, _: Call) -> api.ImageList:
