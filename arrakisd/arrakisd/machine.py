@@ -447,9 +447,7 @@ class Machine:
             async with self._disk_for(life):
                 with self._store.scratch() as parts:
                     saved = await self._save(parts, life, snapshot_id, label)
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._catch_up, life)
-                        kept = await publish(life, self._surroundings, parts, saved)
+                    kept = await publish(life, self._surroundings, parts, saved)
             self._surroundings.merger.request(kept)
             return kept
 
@@ -470,10 +468,7 @@ class Machine:
                 life.source, life.frozen = kept.enter_context(moment), []
                 source = life.source
                 kept.enter_context(self._store.hold([layer.id for layer in source.layers]))
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._catch_up, life)
-                yield source
-                nursery.cancel_scope.cancel()
+            yield source
         self._surroundings.merger.request(source)
 
     def _disk_for(self, life: Life) -> AbstractAsyncContextManager[None]:
@@ -486,7 +481,12 @@ class Machine:
         catch_up = partial(self._catch_up, life)
         network = to_save(self._plug, self._connection.mbit)
         saving = Saving(new_id, label, network, catch_up, self._scope.cancel)
-        return await saving.save(life, self._surroundings, parts)
+        try:
+            return await saving.save(life, self._surroundings, parts)
+        finally:
+            # The guest may have stood still, whatever came of it and of its caller.
+            if self.states.state is not VmState.STOPPED:
+                self._lives.start_soon(self._catch_up, life)
 
     async def _catch_up(self, life: Life) -> None:
         if self.states.state is VmState.RUNNING:
