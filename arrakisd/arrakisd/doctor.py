@@ -120,7 +120,7 @@ def _resources(config: Config) -> Iterator[Check]:
     yield Check(
         "memory",
         memory >= config.memory_mib,
-        f"{memory} MiB; a sandbox may use up to {config.memory_mib}",
+        f"{memory} MiB; a sandbox has {config.memory_mib} unless asked for otherwise",
     )
     state = Path(config.state_dir)
     while not state.exists():

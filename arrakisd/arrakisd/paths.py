@@ -14,7 +14,7 @@ from arrakis_rpc.errors import InvalidParamsError
 class StatePaths:
     """The layout of the state directory.
 
-    ``vms/NAME`` and ``layers/ID`` stand at the same depth, so that a disk layer can name the
+    ``vms/ID`` and ``layers/ID`` stand at the same depth, so that a disk layer can name the
     one below it by one relative path, wherever it stands and wherever the state is moved.
     """
 

@@ -45,7 +45,7 @@ class Files:
     def open_read(self, path: str, offset: int = 0, length: int | None = None) -> FileChunks:
         """Open a file for reading in chunks of up to 128 KiB, as fast as they are taken::
 
-        with sandbox.files.open_read("/var/log/syslog") as chunks:
+        with sandbox.files.open_read("/var/log/dpkg.log") as chunks:
             for chunk in chunks: ...
         """
         args = without_none(path=path, offset=offset, length=length)

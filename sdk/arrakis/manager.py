@@ -153,7 +153,7 @@ class SandboxManager:
         default. ``kernel``, ``initramfs`` and ``rootfs`` are paths on the daemon's host; ``vmm`` is
         the hypervisor: ``"qemu"``, ``"cloud-hypervisor"`` or ``"firecracker"``.
         ``entry_point`` is a command that is started in the background. The first start of
-        a shape boots it, which takes a minute or so: ``progress`` is then called with
+        a shape boots it, which takes 10 to 30 s if emulated: ``progress`` is then called with
         `Progress` (``text``, ``step``, ``total``); whatever it raises ends the start.
 
         ``egress`` is what the sandbox may connect to: ``"none"``, ``"internet"``, or a list

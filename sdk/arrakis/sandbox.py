@@ -55,7 +55,7 @@ class Sandbox:
         any: a list of ``host_port``, ``guest_port`` (both text) and ``description``. Then
         ``egress`` (``mode``, ``allow``; see `set_egress`), ``image``, ``vcpus``,
         ``memory_mib``, ``disk_mib``, ``created`` (Unix time),
-        ``snapshot`` (what it was restored from), ``pid`` of its VMM, and ``failure``
+        ``snapshot`` (the last one on its way here), ``pid`` of its VMM, and ``failure``
         (``reason``, ``console``) of a VM that stopped by itself.
         """
         info: VmInfo = self._client.call("vm.info", {"name": self.name})

@@ -156,7 +156,7 @@ class Images:
         return image
 
     def delete(self, name: str) -> None:
-        """Delete an image. Raises `NotFoundError`, and `InvalidStateError` if it is in use."""
+        """Delete an image. What stands on it keeps its files. Raises `NotFoundError`."""
         self._client.call("image.delete", {"name": name})
 
     # Not list[ImageInfo]: in this class that is the method above.

@@ -1,7 +1,7 @@
 """Writable disks: qcow2 layers, each on top of the one below.
 
 The bottom is a template's layer: a freshly made ext4 on which one guest has booted. A VM
-writes to a layer of its own, ``vms/NAME/ID.qcow2``. A snapshot freezes it, which moves it
+writes to a layer of its own, ``vms/ID/LAYER.qcow2``. A snapshot freezes it, which moves it
 to ``layers/ID/disk.qcow2``, and the VM goes on with a new one. Both places have the same
 depth, so the name of the backing file is the same relative path in either.
 
