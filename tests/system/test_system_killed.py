@@ -147,7 +147,7 @@ def check(sandbox: Sandbox, value: bytes) -> None:
         assert sandbox.files.read(path) == value, path
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_at_any_moment(template_state: Path, kills: int) -> None:
     """Amid starts, snapshots, forks, suspensions: each snapshot that was told of comes back."""
     config = write_config(template_state, "merge_layers = 2")
