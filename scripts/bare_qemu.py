@@ -26,7 +26,7 @@ from arrakisd.host.net.interface import TapNic
 from arrakisd.host.net.taps import open_tap
 from arrakisd.host.vmm.interface import LaunchSpec
 from arrakisd.host.vmm.qemu_arguments import BLANK_DISK, Wires, command_line, disk_blockdev
-from arrakisd.manifest import DEVICE_STATE, EMPTY_LAYER, MEMORY
+from arrakisd.storage.manifest import DEVICE_STATE, EMPTY_LAYER, MEMORY
 
 MIB = 2**20
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from arrakisd.config import Config
 from arrakisd.host.vmm.hypervisors import Hypervisor, Hypervisors
 from arrakisd.host.vmm.interface import Verdict
 from arrakisd.host.vmm.qemu import QemuDriver
+from arrakisd.settings.config import Config
 
 
 def emulating(config: Config) -> Hypervisors:

@@ -14,11 +14,11 @@ import trio
 from arrakis_rpc.errors import ArrakisError
 
 from . import __version__
-from .config import load_config
 from .daemon import run_daemon
-from .logs import configure_logs
-from .peer import domain_error_in
-from .sweep import sweep
+from .logs.configure import configure_logs
+from .settings.config import load_config
+from .upkeep.sweep import sweep
+from .wire.peer import domain_error_in
 
 
 def main() -> None:

@@ -23,34 +23,34 @@ from arrakis_rootfs.store import ImageStore
 from arrakis_rpc.errors import UnsupportedError
 
 from . import __version__
-from .admission import Admission
-from .config import Config
-from .events import Events
-from .groups import open_vmm_groups
-from .health import HealthWatch
 from .host.files import impassable
 from .host.net.registry import open_network
 from .host.processes import mark_children
 from .host.vmm.hypervisors import open_hypervisors
-from .http_config import HttpConfig
-from .merging import Merger
-from .metrics import Metrics
-from .paths import StatePaths
-from .pool import Pool
-from .reload import reload_settings
+from .machines.admission import Admission
+from .machines.events import Events
+from .machines.groups import open_vmm_groups
+from .machines.pool import Pool
+from .machines.standby import Standbys
+from .machines.supervisor import Supervisor
+from .machines.surroundings import Surroundings
+from .machines.templates import Templates
+from .machines.warm import WarmGuests
 from .rpc_server import RpcServer, open_unix_listener
 from .rpc_session import RpcSessions
-from .self_check import feed_watchdog, wait_answering
 from .service import Service
-from .service_manager import is_watching, take_sockets, tell, watchdog_seconds
-from .standby import Standbys
-from .store import Store
-from .supervisor import Supervisor
-from .surroundings import Surroundings
-from .sweep import left_in_the_way, locked, owner_of
-from .templates import Templates
-from .tokens import TokenStore
-from .warm import WarmGuests
+from .settings.config import Config
+from .settings.http import HttpConfig
+from .settings.paths import StatePaths
+from .storage.merging import Merger
+from .storage.store import Store
+from .storage.tokens import TokenStore
+from .upkeep.health import HealthWatch
+from .upkeep.metrics import Metrics
+from .upkeep.reload import reload_settings
+from .upkeep.self_check import feed_watchdog, wait_answering
+from .upkeep.service_manager import is_watching, take_sockets, tell, watchdog_seconds
+from .upkeep.sweep import left_in_the_way, locked, owner_of
 
 if TYPE_CHECKING:
     from .http import HttpServer

@@ -24,10 +24,10 @@ from arrakis_rpc.errors import (
 )
 from arrakis_rpc.operations import DAEMON, Operation
 
-from .budget import Budget, memory_of
-from .peer import QUEUED_NOTE_BYTES, CallStreams, Peer, domain_error_in
-from .request_id import new_request_id
+from .logs.request_id import new_request_id
 from .service import Call, Service
+from .wire.budget import Budget, memory_of
+from .wire.peer import QUEUED_NOTE_BYTES, CallStreams, Peer, domain_error_in
 
 _HELLO = "system.hello"
 _HELLO_DEADLINE = 10.0

@@ -11,7 +11,7 @@ from agent_client import DEADLINE, AgentProcess
 
 from arrakis_rpc.guest_api import ExecSpec
 from arrakis_rpc.resync import FIRST_TOKEN
-from arrakisd.agent import GuestAgent
+from arrakisd.guest.agent import GuestAgent
 from arrakisd.host.vmm.channel import Channel
 
 

@@ -11,22 +11,22 @@ import trio
 from emulation import emulating
 
 from arrakis_rootfs import ImageStore
-from arrakisd.config import Config
-from arrakisd.events import Events
-from arrakisd.health import HealthWatch
 from arrakisd.host.net.interface import NoNetwork
-from arrakisd.merging import Merger
-from arrakisd.metrics import Metrics
-from arrakisd.paths import StatePaths
-from arrakisd.pool import Pool
+from arrakisd.machines.events import Events
+from arrakisd.machines.pool import Pool
+from arrakisd.machines.standby import Standbys
+from arrakisd.machines.supervisor import Supervisor
+from arrakisd.machines.surroundings import Surroundings
+from arrakisd.machines.templates import Templates
+from arrakisd.machines.warm import WarmGuests
 from arrakisd.service import Service
-from arrakisd.standby import Standbys
-from arrakisd.store import Store
-from arrakisd.supervisor import Supervisor
-from arrakisd.surroundings import Surroundings
-from arrakisd.templates import Templates
-from arrakisd.tokens import TokenStore
-from arrakisd.warm import WarmGuests
+from arrakisd.settings.config import Config
+from arrakisd.settings.paths import StatePaths
+from arrakisd.storage.merging import Merger
+from arrakisd.storage.store import Store
+from arrakisd.storage.tokens import TokenStore
+from arrakisd.upkeep.health import HealthWatch
+from arrakisd.upkeep.metrics import Metrics
 
 
 @asynccontextmanager

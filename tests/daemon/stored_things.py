@@ -12,7 +12,8 @@ import attrs
 
 from arrakis_rpc.errors import IntegrityError
 from arrakisd.host.disks import FROZEN
-from arrakisd.manifest import (
+from arrakisd.settings.paths import StatePaths
+from arrakisd.storage.manifest import (
     DEVICE_STATE,
     EMPTY_LAYER,
     MEMORY,
@@ -21,8 +22,7 @@ from arrakisd.manifest import (
     Shape,
     new_layer_id,
 )
-from arrakisd.paths import StatePaths
-from arrakisd.store import Store
+from arrakisd.storage.store import Store
 
 SHAPE = Shape(
     image="base",

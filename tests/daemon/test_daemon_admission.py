@@ -9,8 +9,8 @@ import trio
 import trio.testing
 
 from arrakis_rpc.errors import ExhaustedError
-from arrakisd.admission import Admission, Need, Room
-from arrakisd.limits_config import LimitsConfig
+from arrakisd.machines.admission import Admission, Need, Room
+from arrakisd.settings.limits import LimitsConfig
 
 _ONE = Need(100, 1)
 

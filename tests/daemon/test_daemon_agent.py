@@ -25,10 +25,10 @@ from arrakis_rpc.errors import (
 from arrakis_rpc.guest_api import ExecSpec, FilePath, Nothing
 from arrakis_rpc.operations import DAEMON, GUEST
 from arrakis_rpc.resync import FIRST_TOKEN, NONCE_SIZE, TOKEN_SIZE
-from arrakisd.agent import GuestAgent
+from arrakisd.guest.agent import GuestAgent
+from arrakisd.guest.proxy import call_through
 from arrakisd.host.vmm.channel import Channel
-from arrakisd.peer import CallerPeer, CallStreams, Peer, domain_error_in
-from arrakisd.proxy import call_through
+from arrakisd.wire.peer import CallerPeer, CallStreams, Peer, domain_error_in
 
 CLASSES = [
     kind

@@ -13,7 +13,7 @@ from real_daemon import Daemon, wait_until
 from arrakis import SandboxManager
 from arrakis_rpc.errors import ExhaustedError
 from arrakis_rpc.framing import encode_frame
-from arrakisd.budget import Budget, memory_of
+from arrakisd.wire.budget import Budget, memory_of
 
 _MOST_MIB = 128
 _CALLS = 250

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arrakis_rpc.errors import InvalidParamsError
-from arrakisd.config import Config, load_config
+from arrakisd.settings.config import Config, load_config
 
 
 def written(tmp_path: Path, text: str) -> Path:

@@ -10,14 +10,14 @@ from attrs import evolve
 from real_daemon import processes_naming
 
 from arrakis_rpc.errors import ArrakisError, NotFoundError, UnsupportedError, VmmError
-from arrakisd.config import Config
 from arrakisd.host.disks import make_blank_disk
 from arrakisd.host.vmm.cloud_hypervisor import CloudHypervisorVmm
 from arrakisd.host.vmm.firecracker import FirecrackerVmm
 from arrakisd.host.vmm.interface import Boot, Driver, LaunchSpec, Saved, Vmm
 from arrakisd.host.vmm.qemu import QemuDriver, QemuVmm
 from arrakisd.host.vmm.registry import DRIVERS, make_driver
-from arrakisd.peer import domain_error_in
+from arrakisd.settings.config import Config
+from arrakisd.wire.peer import domain_error_in
 
 VMM_CLASSES = {
     "qemu": QemuVmm,

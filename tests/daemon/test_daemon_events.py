@@ -7,8 +7,8 @@ import json
 import pytest
 import trio
 
-from arrakisd.events import Events
-from arrakisd.logs import configure_logs
+from arrakisd.logs.configure import configure_logs
+from arrakisd.machines.events import Events
 
 
 async def test_all_subscribers() -> None:

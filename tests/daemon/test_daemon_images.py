@@ -14,7 +14,7 @@ from stored_things import Shelf
 from arrakis import SandboxManager
 from arrakis_rootfs.image import Image, ImageDetails
 from arrakis_rootfs.store import ROOTFS, ImageStore
-from arrakisd.manifest import write_manifest
+from arrakisd.storage.manifest import write_manifest
 
 _DETAILS = ImageDetails(
     kind="base", distribution="test 1", python="python3.11", dockerfile_digest="0" * 64

@@ -11,8 +11,8 @@ from stored_things import Shelf
 
 from arrakis_rpc.errors import InvalidStateError, NotFoundError
 from arrakisd.host.vmm.qmp import QmpClosedError
-from arrakisd.metrics import Metrics, render
-from arrakisd.states import VmState
+from arrakisd.machines.states import VmState
+from arrakisd.upkeep.metrics import Metrics, render
 
 Numbers = dict[tuple[str, ...], float]
 

@@ -15,8 +15,8 @@ from stored_things import Shelf
 from arrakis import SandboxManager
 from arrakis_rpc.daemon_api import Page
 from arrakis_rpc.framing import MAX_FRAME, encode_frame
-from arrakisd.manifest import write_manifest
-from arrakisd.pages import cut_page
+from arrakisd.service.pages import cut_page
+from arrakisd.storage.manifest import write_manifest
 
 _COUNT = 6000
 

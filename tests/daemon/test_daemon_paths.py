@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from arrakis_rpc.errors import InvalidParamsError
-from arrakisd.paths import StatePaths
+from arrakisd.settings.paths import StatePaths
 
 ROOT = Path("/state")
 KINDS = ("vm", "snapshot", "template", "layer")

@@ -16,7 +16,7 @@ from arrakis_rpc.connection import (
     StreamEnded,
 )
 from arrakis_rpc.errors import ConnectionLostError, NotFoundError, ProtocolError
-from arrakisd.peer import CallerPeer, CallStreams, Peer, receive_answer
+from arrakisd.wire.peer import CallerPeer, CallStreams, Peer, receive_answer
 
 
 class Callee(Peer):

@@ -10,13 +10,13 @@ from emulation import emulating
 
 from arrakis_rootfs import Image, ImageDetails, ImageStore
 from arrakis_rpc.daemon_api import VmStart
-from arrakisd.config import Config
 from arrakisd.host.net.interface import NoNetwork
-from arrakisd.merging import Merger
-from arrakisd.paths import StatePaths
-from arrakisd.store import Store
-from arrakisd.surroundings import Surroundings
-from arrakisd.templates import Templates
+from arrakisd.machines.surroundings import Surroundings
+from arrakisd.machines.templates import Templates
+from arrakisd.settings.config import Config
+from arrakisd.settings.paths import StatePaths
+from arrakisd.storage.merging import Merger
+from arrakisd.storage.store import Store
 
 
 async def stored(images: ImageStore, name: str, memory_mib: int | None) -> Image:

@@ -17,10 +17,10 @@ from arrakis_rpc.connection import (
 )
 from arrakis_rpc.errors import DeadlineError
 from arrakis_rpc.guest_api import ExecResult, ExecSpec
-from arrakisd.agent import GuestAgent
+from arrakisd.guest.agent import GuestAgent
+from arrakisd.guest.proxy import call_through
 from arrakisd.host.vmm.channel import Channel
-from arrakisd.peer import CallerPeer, CallStreams, Peer, domain_error_in
-from arrakisd.proxy import call_through
+from arrakisd.wire.peer import CallerPeer, CallStreams, Peer, domain_error_in
 
 RESULT = {"pid": 7, "exit_code": None, "signal": 9, "timed_out": True, "duration": 0.1}
 Script = Callable[[Peer, CallStreams], Awaitable[None]]

@@ -9,8 +9,8 @@ import trio
 from stored_things import Shelf
 
 from arrakis_rpc.errors import ExhaustedError
-from arrakisd.limits_config import LimitsConfig
-from arrakisd.quotas import Quotas, allocated_bytes
+from arrakisd.settings.limits import LimitsConfig
+from arrakisd.storage.quotas import Quotas, allocated_bytes
 
 _MIB = 2**20
 

@@ -28,9 +28,8 @@ from arrakis_rpc.errors import (
     UnknownMethodError,
 )
 from arrakisd import rpc_session
-from arrakisd.logs import configure_logs
-from arrakisd.peer import CallerPeer
-from arrakisd.request_id import (
+from arrakisd.logs.configure import configure_logs
+from arrakisd.logs.request_id import (
     acceptable_request_id,
     current_request_id,
     new_request_id,
@@ -38,6 +37,7 @@ from arrakisd.request_id import (
 )
 from arrakisd.rpc_session import RpcSessions
 from arrakisd.service import Call
+from arrakisd.wire.peer import CallerPeer
 
 Lines = Callable[[], list[dict[str, Any]]]
 HELLO = {"versions": [1], "client": "test"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from stored_things import SHAPE
 
-from arrakisd.manifest import Layer, Manifest, StoredFile
-from arrakisd.retention import expired
-from arrakisd.snapshots_config import SnapshotsConfig
+from arrakisd.settings.snapshots import SnapshotsConfig
+from arrakisd.storage.manifest import Layer, Manifest, StoredFile
+from arrakisd.storage.retention import expired
 
 MIB = 2**20
 

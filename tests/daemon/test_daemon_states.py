@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from arrakis_rpc.errors import InvalidStateError
-from arrakisd.states import StateMachine, VmState
+from arrakisd.machines.states import StateMachine, VmState
 
 CREATED, RUNNING, PAUSED, SUSPENDED, STOPPED = VmState
 

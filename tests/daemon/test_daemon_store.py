@@ -14,7 +14,7 @@ from stored_things import Shelf, flipped_bit, is_whole, qcow2_header
 
 from arrakis_rpc.errors import IntegrityError, NotFoundError
 from arrakisd.host.disks import FROZEN
-from arrakisd.manifest import DEVICE_STATE, EMPTY_LAYER, MANIFEST, PAGES, Manifest
+from arrakisd.storage.manifest import DEVICE_STATE, EMPTY_LAYER, MANIFEST, PAGES, Manifest
 
 FAR = 10_000
 

@@ -14,10 +14,10 @@ from real_daemon import Daemon
 
 from arrakis import AlreadyExistsError, NotFoundError, SandboxManager
 from arrakis_rpc.errors import AccessDeniedError, ExhaustedError
-from arrakisd import tokens as tokens_module
 from arrakisd.service.call import Call
 from arrakisd.service.token import TokenOperations
-from arrakisd.tokens import TokenStore
+from arrakisd.storage import tokens as tokens_module
+from arrakisd.storage.tokens import TokenStore
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import pytest
 from docs_pages import rows
 
 from arrakis_rpc.errors import NotFoundError
-from arrakisd import logs
-from arrakisd.admission import Admission
-from arrakisd.limits_config import LimitsConfig
-from arrakisd.metrics import Metrics
-from arrakisd.paths import StatePaths
-from arrakisd.store import Store
+from arrakisd.logs import configure as logs
+from arrakisd.machines.admission import Admission
+from arrakisd.settings.limits import LimitsConfig
+from arrakisd.settings.paths import StatePaths
+from arrakisd.storage.store import Store
+from arrakisd.upkeep.metrics import Metrics
 
 
 def documented() -> dict[str, tuple[str, set[str]]]:

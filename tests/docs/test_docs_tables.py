@@ -13,14 +13,14 @@ from docs_pages import ROOT, read, rows
 
 from arrakis.cli.main import cli
 from arrakis_rpc import PROTOCOL_VERSION, connection, errors, framing
-from arrakisd.config import Config
-from arrakisd.health_config import HealthConfig
 from arrakisd.http.app import ROUTES
-from arrakisd.http_config import HttpConfig
-from arrakisd.limits_config import LimitsConfig
-from arrakisd.network_config import NetworkConfig
-from arrakisd.pool_config import PoolConfig
-from arrakisd.snapshots_config import SnapshotsConfig
+from arrakisd.settings.config import Config
+from arrakisd.settings.health import HealthConfig
+from arrakisd.settings.http import HttpConfig
+from arrakisd.settings.limits import LimitsConfig
+from arrakisd.settings.network import NetworkConfig
+from arrakisd.settings.pool import PoolConfig
+from arrakisd.settings.snapshots import SnapshotsConfig
 
 GO_KEYS = [
     "state_dir",

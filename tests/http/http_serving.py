@@ -25,10 +25,10 @@ from wsproto.utilities import LocalProtocolError
 
 from arrakis_rpc.framing import encode_frame
 from arrakisd.http import open_http_server
-from arrakisd.http_config import HttpConfig
 from arrakisd.rpc_session import RpcSessions
 from arrakisd.service import Call
-from arrakisd.tokens import TokenStore
+from arrakisd.settings.http import HttpConfig
+from arrakisd.storage.tokens import TokenStore
 
 _MOMENT = 0.01
 

@@ -13,9 +13,9 @@ import trio.testing
 from trio.testing import MockClock
 
 from arrakis_rpc.errors import ConnectionLostError, InvalidParamsError
-from arrakisd.budget import Budget
 from arrakisd.http.exchange import MOST_JSON, Exchange
 from arrakisd.http.guards import RefusedError
+from arrakisd.wire.budget import Budget
 
 GONE = {"type": "http.disconnect"}
 

@@ -15,7 +15,7 @@ from real_daemon import free_port, passable_directory, write_config
 
 from arrakis import SandboxManager
 from arrakisd.http.guards import Asked, FailedLogins, Gate, RefusedError
-from arrakisd.http_config import HttpConfig
+from arrakisd.settings.http import HttpConfig
 
 PATHS = ["/v1/health", "/v1/vms", "/openapi.json", "/docs", "/no/such/path", "/v1/rpc"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from arrakisd.journal import JournalLogger
+from arrakisd.logs.journal import JournalLogger
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import trio
 from real_daemon import passable_directory, wait_until, write_config
 
 from arrakis import SandboxManager
-from arrakisd.self_check import feed_watchdog
+from arrakisd.upkeep.self_check import feed_watchdog
 
 _DEADLINE = 60.0
 

@@ -10,9 +10,9 @@ from attrs import evolve
 from real_daemon import running_daemon, wait_until, write_config
 
 from arrakis import SandboxManager
-from arrakisd.config import Config
-from arrakisd.network_config import NetworkConfig
-from arrakisd.reload import take_over
+from arrakisd.settings.config import Config
+from arrakisd.settings.network import NetworkConfig
+from arrakisd.upkeep.reload import take_over
 
 
 def test_taken_over() -> None:

@@ -15,18 +15,18 @@ from emulation import emulating
 from real_daemon import files_below
 
 from arrakis_rpc.guest_api import ExecSpec
-from arrakisd.config import Config
-from arrakisd.events import Events
 from arrakisd.host.net.registry import open_network
-from arrakisd.merging import Merger
-from arrakisd.network_config import NetworkConfig
-from arrakisd.paths import StatePaths
-from arrakisd.pool import Pool
-from arrakisd.standby import Standbys
-from arrakisd.store import Store
-from arrakisd.supervisor import Supervisor
-from arrakisd.surroundings import Surroundings
-from arrakisd.warm import WarmGuests
+from arrakisd.machines.events import Events
+from arrakisd.machines.pool import Pool
+from arrakisd.machines.standby import Standbys
+from arrakisd.machines.supervisor import Supervisor
+from arrakisd.machines.surroundings import Surroundings
+from arrakisd.machines.warm import WarmGuests
+from arrakisd.settings.config import Config
+from arrakisd.settings.network import NetworkConfig
+from arrakisd.settings.paths import StatePaths
+from arrakisd.storage.merging import Merger
+from arrakisd.storage.store import Store
 
 pytestmark = pytest.mark.vm
 

@@ -9,7 +9,7 @@ import pytest
 from real_daemon import Daemon, namespace_of, running_daemon, write_config
 
 from arrakis import SandboxManager
-from arrakisd.identity import read_authorized_keys
+from arrakisd.guest.identity import read_authorized_keys
 
 pytestmark = pytest.mark.vm
 

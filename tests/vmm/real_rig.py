@@ -16,8 +16,7 @@ from arrakis_rootfs.store import ImageStore
 from arrakis_rpc.errors import GuestError
 from arrakis_rpc.guest_api import ExecSpec, Nothing
 from arrakis_rpc.resync import FIRST_TOKEN
-from arrakisd.agent import GuestAgent
-from arrakisd.config import Config
+from arrakisd.guest.agent import GuestAgent
 from arrakisd.host.disks import make_blank_disk, make_empty_layer
 from arrakisd.host.vmm.interface import (
     Boot,
@@ -29,8 +28,9 @@ from arrakisd.host.vmm.interface import (
     Vmm,
 )
 from arrakisd.host.vmm.registry import make_driver
-from arrakisd.network_config import NetworkConfig
-from arrakisd.templates import COMMAND_LINE
+from arrakisd.machines.templates import COMMAND_LINE
+from arrakisd.settings.config import Config
+from arrakisd.settings.network import NetworkConfig
 
 MEMORY_MIB = 512
 DISK_MIB = 256

@@ -15,7 +15,7 @@ from vmm_harness import Rig
 from arrakis_rpc.errors import GuestError
 from arrakis_rpc.guest_api import ExecSpec
 from arrakis_rpc.resync import FIRST_TOKEN
-from arrakisd.agent import GuestAgent
+from arrakisd.guest.agent import GuestAgent
 
 DEADLINE = 20.0
 

@@ -8,10 +8,10 @@ import pytest
 from vmm_harness import Fake, make_kernel
 
 from arrakis_rpc.errors import NotFoundError, UnsupportedError
-from arrakisd.config import Config
 from arrakisd.host.vmm import kvm_probe
 from arrakisd.host.vmm.hypervisors import choose_hypervisor, open_hypervisors
-from arrakisd.network_config import NetworkConfig
+from arrakisd.settings.config import Config
+from arrakisd.settings.network import NetworkConfig
 
 
 @pytest.fixture

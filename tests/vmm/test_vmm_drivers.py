@@ -10,12 +10,12 @@ import pytest
 from vmm_harness import VERSIONS, Fake, Rig, ask, make_kernel
 
 from arrakis_rpc.errors import UnsupportedError
-from arrakisd.config import Config
 from arrakisd.host.net.interface import TapNic
 from arrakisd.host.vmm import kvm_probe
 from arrakisd.host.vmm.cloud_hypervisor_config import without_memory
 from arrakisd.host.vmm.registry import DRIVERS
-from arrakisd.network_config import NetworkConfig
+from arrakisd.settings.config import Config
+from arrakisd.settings.network import NetworkConfig
 
 only_cloud_hypervisor = pytest.mark.parametrize("fake", ["cloud-hypervisor"], indirect=True)
 

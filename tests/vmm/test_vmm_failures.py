@@ -13,7 +13,7 @@ from vmm_harness import Rig, Stored, ask
 from arrakis_rpc.errors import DeadlineError, UnsupportedError, VmmError
 from arrakisd.host.net.interface import UserNic
 from arrakisd.host.vmm import api_vmm
-from arrakisd.peer import domain_error_in
+from arrakisd.wire.peer import domain_error_in
 
 SAVE = {
     "cloud-hypervisor": ["PUT /vm.pause", "PUT /vm.snapshot"],

@@ -22,7 +22,7 @@ from arrakisd.host.net.namespace import Namespace
 from arrakisd.host.net.taps import open_tap
 from arrakisd.host.processes import end_orphan, find_orphans, owned, owner_mark, spawn
 from arrakisd.host.vmm import firecracker, kvm_probe
-from arrakisd.network_config import NetworkConfig
+from arrakisd.settings.network import NetworkConfig
 
 pytestmark = pytest.mark.parametrize("fake", ["firecracker"], indirect=True)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may make taps and jails")

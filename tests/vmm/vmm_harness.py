@@ -12,13 +12,13 @@ from typing import Any
 import trio
 from attrs import define, frozen
 
-from arrakisd.config import Config
 from arrakisd.host.disks import make_blank_disk, make_empty_layer
 from arrakisd.host.net.interface import Nic
 from arrakisd.host.vmm.api_driver import ApiDriver
 from arrakisd.host.vmm.api_vmm import ApiVmm
 from arrakisd.host.vmm.interface import Boot, LaunchSpec, Saved, SnapshotFacts, SnapshotTarget, Vmm
 from arrakisd.host.vmm.registry import DRIVERS
+from arrakisd.settings.config import Config
 
 MEMORY_MIB = 16
 DISK_MIB = 64

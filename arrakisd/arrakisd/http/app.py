@@ -14,8 +14,8 @@ from werkzeug.exceptions import HTTPException
 from arrakis_rpc.converter import structure
 from arrakis_rpc.errors import ArrakisError, InternalError, InvalidParamsError
 
-from ..peer import domain_error_in
 from ..service import Service
+from ..wire.peer import domain_error_in
 from . import (
     desktop_routes,
     document_routes,

@@ -21,7 +21,7 @@ import trio
 
 from arrakis_rpc.errors import ConnectionLostError, ExhaustedError, InvalidParamsError
 
-from ..budget import Budget
+from ..wire.budget import Budget
 from .guards import RefusedError
 
 Message: TypeAlias = dict[str, Any]

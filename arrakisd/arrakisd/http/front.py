@@ -7,8 +7,8 @@ from typing import TypeAlias
 
 import trio
 
-from ..budget import Budget
-from ..request_id import acceptable_request_id, request
+from ..logs.request_id import acceptable_request_id, request
+from ..wire.budget import Budget
 from .exchange import MOST_JSON_AT_ONCE, Exchange, Message, Receive, Scope, Send, refuse
 from .guards import Asked, Gate, RefusedError, plain_headers
 

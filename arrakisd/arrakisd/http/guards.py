@@ -19,7 +19,7 @@ from attrs import define, frozen
 
 from arrakis_rpc.errors import ArrakisError
 
-from ..http_config import HttpConfig
+from ..settings.http import HttpConfig
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 

@@ -19,7 +19,7 @@ from arrakis_rpc.connection import (
 from arrakis_rpc.errors import ArrakisError
 
 from ..service import Call, Service
-from ..streams import Streams
+from ..wire.streams import Streams
 from .exchange import Exchange
 
 # Gives the next piece of what a caller sends; None after the last.

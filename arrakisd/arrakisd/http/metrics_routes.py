@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quart import Response
 
-from ..metrics import render
+from ..upkeep.metrics import render
 from .routes import TEXT, Ask, Route
 
 

@@ -17,9 +17,9 @@ from hypercorn.trio import serve
 
 from arrakis_rpc.errors import UnsupportedError
 
-from ..http_config import HttpConfig
 from ..rpc_session import RpcSessions
 from ..service import Service
+from ..settings.http import HttpConfig
 from .app import make_app
 from .connection import cut, have_clients_watched
 from .front import App, Front

@@ -13,15 +13,15 @@ from arrakis_rpc.connection import DataReceived, StreamEnded
 from arrakis_rpc.errors import ExhaustedError, NotFoundError, UnsupportedError
 from arrakis_rpc.guest_api import Nothing
 
-from ..archive import Unpacker, pack
-from ..archive_contents import Contents
-from ..events import Events
 from ..host.cpu import cpu_features
 from ..host.files import free_bytes
-from ..importing import Import
-from ..manifest import Manifest
-from ..surroundings import Surroundings
-from ..templates import Templates
+from ..machines.events import Events
+from ..machines.surroundings import Surroundings
+from ..machines.templates import Templates
+from ..storage.archive import Unpacker, pack
+from ..storage.archive_contents import Contents
+from ..storage.importing import Import
+from ..storage.manifest import Manifest
 from .call import Call
 
 _CLEANUP_DEADLINE = 10.0

@@ -7,8 +7,8 @@ from attrs import field, frozen
 from arrakis_rpc import daemon_api as api
 from arrakis_rpc.converter import unstructure
 
-from ..request_id import new_request_id
-from ..streams import Streams
+from ..logs.request_id import new_request_id
+from ..wire.streams import Streams
 
 
 @frozen

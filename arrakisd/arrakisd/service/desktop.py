@@ -10,9 +10,9 @@ import trio
 from arrakis_rpc import desktop_api as api
 from arrakis_rpc.guest_api import Nothing
 
-from ..agent import GuestAgent
-from ..desktop import act, take_picture
-from ..supervisor import Supervisor
+from ..guest.agent import GuestAgent
+from ..guest.desktop import act, take_picture
+from ..machines.supervisor import Supervisor
 from .call import Call
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from arrakis_rpc import daemon_api as api
 
-from ..comparing import compare
 from ..deadlines import deadline
-from ..manifest import Manifest
-from ..store import Store
-from ..supervisor import Supervisor
-from ..templates import Templates
+from ..guest.comparing import compare
+from ..machines.supervisor import Supervisor
+from ..machines.templates import Templates
+from ..storage.manifest import Manifest
+from ..storage.store import Store
 from .call import Call
 
 _DEADLINE = 120.0

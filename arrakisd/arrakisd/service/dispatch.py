@@ -15,18 +15,18 @@ from arrakis_rpc.daemon_api import VmName
 from arrakis_rpc.errors import ArrakisError, InternalError, UnknownMethodError
 from arrakis_rpc.operations import DAEMON, Operation
 
-from ..events import Events
-from ..health import HealthWatch
+from ..guest.proxy import call_through
 from ..host.vmm.hypervisors import Hypervisors
-from ..image_service import ImageService
-from ..metrics import Metrics
-from ..peer import domain_error_in
-from ..proxy import call_through
-from ..request_id import request
-from ..supervisor import Supervisor
-from ..surroundings import Surroundings
-from ..templates import Templates
-from ..tokens import TokenStore
+from ..logs.request_id import request
+from ..machines.events import Events
+from ..machines.supervisor import Supervisor
+from ..machines.surroundings import Surroundings
+from ..machines.templates import Templates
+from ..storage.images import ImageService
+from ..storage.tokens import TokenStore
+from ..upkeep.health import HealthWatch
+from ..upkeep.metrics import Metrics
+from ..wire.peer import domain_error_in
 from .archive import ArchiveOperations
 from .call import Call
 from .desktop import DesktopOperations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from arrakis_rpc.converter import unstructure
 from arrakis_rpc.guest_api import Nothing
 
-from ..events import Events
+from ..machines.events import Events
 from .call import Call
 
 

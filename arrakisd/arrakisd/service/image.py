@@ -8,12 +8,12 @@ from arrakis_rpc import daemon_api as api
 from arrakis_rpc.errors import InvalidStateError
 from arrakis_rpc.guest_api import Nothing
 
-from .. import describe
-from ..image_service import ImageService
-from ..manifest import Manifest
-from ..supervisor import Supervisor
-from ..surroundings import Surroundings
-from ..templates import Templates
+from ..machines.supervisor import Supervisor
+from ..machines.surroundings import Surroundings
+from ..machines.templates import Templates
+from ..storage.images import ImageService
+from ..storage.manifest import Manifest
+from . import describe
 from .call import Call
 
 

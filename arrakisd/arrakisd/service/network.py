@@ -6,7 +6,7 @@ from arrakis_rpc import daemon_api as api
 from arrakis_rpc.guest_api import Nothing
 from arrakis_rpc.network_api import Forward
 
-from ..supervisor import Supervisor
+from ..machines.supervisor import Supervisor
 from .call import Call
 
 

@@ -12,16 +12,16 @@ from arrakis_rpc import daemon_api as api
 from arrakis_rpc.errors import AlreadyExistsError
 from arrakis_rpc.guest_api import Nothing
 
-from .. import describe
-from ..events import Events
-from ..machine import Machine
-from ..manifest import Manifest
-from ..pages import cut_page
-from ..retention import expired
-from ..states import VmState
-from ..supervisor import Supervisor
-from ..surroundings import Surroundings
+from ..machines.events import Events
+from ..machines.machine import Machine
+from ..machines.states import VmState
+from ..machines.supervisor import Supervisor
+from ..machines.surroundings import Surroundings
+from ..storage.manifest import Manifest
+from ..storage.retention import expired
+from . import describe
 from .call import Call
+from .pages import cut_page
 
 log = structlog.get_logger()
 

@@ -13,13 +13,13 @@ from arrakis_rpc.errors import UnsupportedError
 from arrakis_rpc.guest_api import Nothing
 
 from .. import __version__
-from ..config import host_memory_mib
-from ..doctor import examine
-from ..health import HealthWatch
 from ..host.vmm.hypervisors import Hypervisor
-from ..states import VmState
-from ..supervisor import Supervisor
-from ..surroundings import Surroundings
+from ..machines.states import VmState
+from ..machines.supervisor import Supervisor
+from ..machines.surroundings import Surroundings
+from ..settings.config import host_memory_mib
+from ..upkeep.doctor import examine
+from ..upkeep.health import HealthWatch
 from .call import Call
 
 _DELEGATE = "run it by its unit, or: systemd-run --scope -p Delegate=yes arrakisd"

@@ -6,7 +6,7 @@ from arrakis_rpc import daemon_api as api
 from arrakis_rpc.errors import AccessDeniedError
 from arrakis_rpc.guest_api import Nothing
 
-from ..tokens import TokenStore
+from ..storage.tokens import TokenStore
 from .call import Call
 
 

@@ -8,17 +8,17 @@ from arrakis_rpc import daemon_api as api
 from arrakis_rpc.errors import GuestError, InvalidParamsError, NotFoundError
 from arrakis_rpc.guest_api import ExecSpec, Health, Nothing
 
-from ..admission import Room
 from ..deadlines import deadline
-from ..events import Events
-from ..machine import Machine
-from ..manifest import Manifest
-from ..pages import cut_page
-from ..states import VmState
-from ..store import Store
-from ..supervisor import Supervisor
-from ..templates import Templates
+from ..machines.admission import Room
+from ..machines.events import Events
+from ..machines.machine import Machine
+from ..machines.states import VmState
+from ..machines.supervisor import Supervisor
+from ..machines.templates import Templates
+from ..storage.manifest import Manifest
+from ..storage.store import Store
 from .call import Call
+from .pages import cut_page
 
 _UNDO_DEADLINE = 10.0
 _ENTRY_DEADLINE = 20.0

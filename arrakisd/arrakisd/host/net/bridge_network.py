@@ -17,7 +17,7 @@ from arrakis_rpc.errors import AlreadyExistsError, NotFoundError, UnsupportedErr
 from arrakis_rpc.guest_api import Network
 from arrakis_rpc.network_api import Egress, Forward, PortRequest
 
-from ...network_config import NetworkConfig
+from ...settings.network import NetworkConfig
 from . import bridge, nftables
 from .forwards import LoopbackForward
 from .host_ports import EVERYWHERE, claim_port, require_free

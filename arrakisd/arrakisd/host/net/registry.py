@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from ...network_config import NetworkConfig
+from ...settings.network import NetworkConfig
 from .bridge_network import bridge_network, sweep_former
 from .interface import HostNetwork, NoNetwork
 from .user_network import UserNetwork

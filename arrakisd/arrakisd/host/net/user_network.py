@@ -19,7 +19,7 @@ from arrakis_rpc.errors import NotFoundError, UnsupportedError
 from arrakis_rpc.guest_api import Network
 from arrakis_rpc.network_api import Egress, Forward, PortRequest
 
-from ...network_config import NetworkConfig
+from ...settings.network import NetworkConfig
 from .host_ports import EVERYWHERE, LOOPBACK, claim_port, require_free
 from .interface import InUse, Nic, PlugRequest, PortForwarder, UserNic, open_ports
 from .leases import Leases

@@ -18,7 +18,7 @@ import trio
 from arrakis_kernel import KernelFiles, find_kernel
 from arrakis_rpc.errors import UnsupportedError
 
-from ...config import Config
+from ...settings.config import Config
 from ..net.interface import UserNic
 from ..processes import Child, owned, spawn
 from .api_vmm import API_SOCKET, VSOCK_SOCKET, ApiVmm

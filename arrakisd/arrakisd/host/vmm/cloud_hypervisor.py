@@ -17,7 +17,7 @@ import structlog
 
 from arrakis_kernel import KernelFiles
 
-from ...config import Config
+from ...settings.config import Config
 from ..net.interface import TapNic
 from ..processes import Child
 from . import cloud_hypervisor_config as chv

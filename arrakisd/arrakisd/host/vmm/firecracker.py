@@ -22,7 +22,7 @@ import trio
 from arrakis_kernel import KernelFiles
 from arrakis_rpc.errors import UnsupportedError
 
-from ...config import Config
+from ...settings.config import Config
 from ..memory import has_swapped
 from ..net.interface import TapNic
 from ..net.taps import opened_by_name

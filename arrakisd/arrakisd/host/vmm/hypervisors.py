@@ -10,7 +10,7 @@ from attrs import frozen
 
 from arrakis_rpc.errors import ArrakisError, UnsupportedError
 
-from ...config import Config
+from ...settings.config import Config
 from .interface import Driver, Verdict
 from .registry import DRIVERS, make_driver
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from attrs import frozen
 
-from ...config import Config
+from ...settings.config import Config
 from ..net.interface import Nic
 from .channel import Channel
 

@@ -18,7 +18,7 @@ import trio
 from arrakis_kernel import find_kernel
 from arrakis_rpc.errors import DeadlineError, UnsupportedError, VmmError
 
-from ...config import Config
+from ...settings.config import Config
 from ..files import is_nearly_full, no_room
 from ..memory import PageSaver, load_pages
 from ..net.interface import TapNic

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from arrakis_rpc.errors import NotFoundError
 
-from ...config import Config
+from ...settings.config import Config
 from .cloud_hypervisor import CloudHypervisorDriver
 from .firecracker import FirecrackerDriver
 from .interface import Driver, DriverFactory

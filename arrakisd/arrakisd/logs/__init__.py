@@ -1,0 +1,1 @@
+"""What the daemon writes of itself, and by which request."""

@@ -1,0 +1,1 @@
+"""What can be set, and where everything under the state directory is."""

@@ -1,0 +1,1 @@
+"""What outlives machines: images, templates, snapshots, layers, archives, tokens."""

@@ -1,0 +1,1 @@
+"""What keeps the daemon well, and tells those who look after it."""
