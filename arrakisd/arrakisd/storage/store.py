@@ -17,9 +17,7 @@ A *moment* is what a VM is forked from: a snapshot that nobody sees, and that is
 
 from __future__ import annotations
 
-import os
 import shutil
-import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -30,25 +28,22 @@ from attrs import evolve, frozen
 
 from arrakis_rpc.errors import AlreadyExistsError, ArrakisError, IntegrityError, NotFoundError
 
-from ..host.checksums import Verifier, file_digest
+from ..host.checksums import Verifier
 from ..host.disks import FROZEN, name_backing
 from ..host.files import entries, room_needed, sync
 from ..settings.paths import StatePaths
+from .lineage import Lineage
 from .manifest import (
     EMPTY_LAYER,
     MEMORY,
     PAGES,
-    SUSPENDED_VM,
-    UNSEALED,
     Layer,
     Manifest,
     Shape,
-    StoredFile,
     read_manifest,
     write_manifest,
 )
-
-_BLOCK = 512  # what st_blocks counts (stat(2))
+from .sealing import Sealer
 
 
 @frozen(eq=False)
@@ -69,17 +64,17 @@ class Store:
 
     def __init__(self, paths: StatePaths, group: int | None) -> None:
         self._paths = paths
-        self._group = group
         self._verifier = Verifier()
+        self._sealer = Sealer(self._verifier, group)
         self._changing = threading.Lock()  # publish and delete run in threads
         self._referring = threading.Lock()  # held for moments only, also in the event loop
         self._holders: set[_Holder] = set()
         self._merged: dict[str, _Merged] = {}  # by the topmost layer that was replaced
         self._moments: dict[str, Path] = {}
-        self._deleted: dict[str, str | None] = {}
         self._suspect: _Holder | None = None
         self.templates: dict[str, Manifest] = {}
         self.snapshots: dict[str, Manifest] = {}
+        self._lineage = Lineage(self.snapshots)
         self.suspended: dict[str, Manifest] = {}
         self.damaged: dict[Path, str] = {}
 
@@ -176,32 +171,18 @@ class Store:
         if manifest.is_template:
             return None
         if manifest.suspended:
-            return self._present(manifest.parent)
+            return self._lineage.present(manifest.parent)
         # Its id may be another's by now.
-        return manifest.id if self._is_published(manifest) else self._heir(manifest.id)
-
-    def _present(self, snapshot_id: str | None) -> str | None:
-        return snapshot_id if snapshot_id in self.snapshots else self._heir(snapshot_id)
-
-    def _heir(self, deleted: str | None) -> str | None:
-        """Id of the nearest snapshot above a deleted one."""
-        heir = self._deleted.get(deleted) if deleted else None
-        while heir is not None and heir not in self.snapshots:
-            heir = self._deleted.get(heir)
-        return heir
+        is_there = self._is_published(manifest)
+        return manifest.id if is_there else self._lineage.heir(manifest.id)
 
     def ancestors(self, manifest: Manifest) -> list[Manifest]:
         """The snapshots that something descends from, itself if it is one, the nearest first."""
-        found = []
-        nearest = self.present_parent(manifest)
-        while nearest is not None:
-            found.append(self.snapshots[nearest])
-            nearest = self.snapshots[nearest].parent
-        return found
+        return self._lineage.upwards(self.present_parent(manifest))
 
     def children(self, snapshot_id: str) -> list[Manifest]:
         """The snapshots that were taken on top of a snapshot."""
-        return [child for child in list(self.snapshots.values()) if child.parent == snapshot_id]
+        return self._lineage.children(snapshot_id)
 
     def _adopt(self, orphaned: str, parent: str | None) -> None:
         """Give another parent to all that have one which is about to be deleted."""
@@ -241,16 +222,17 @@ class Store:
         """
         target = self.directory(manifest)
         self.require_undamaged(target)
-        layers = [self._sealed(one) for one in self._stack(parts, known, new)]
+        stack = self._stack(parts, known, new)
+        layers = [self._sealer.seal_layer(self._paths.layer(one.id), one) for one in stack]
         sync(self._paths.layers)
-        files = {path.name: self._granted(path) for path in sorted(parts.iterdir())}
-        files = {name: self._sealed_file(parts / name, part) for name, part in files.items()}
+        granted = {path.name: self._sealer.grant(path) for path in sorted(parts.iterdir())}
+        files = {name: self._sealer.seal(parts / name, part) for name, part in granted.items()}
         manifest = evolve(manifest, layers=layers, files=files)
         with self._changing:
             if manifest.parent is not None and manifest.parent not in self.snapshots:
-                manifest = evolve(manifest, parent=self._heir(manifest.parent))
+                manifest = evolve(manifest, parent=self._lineage.heir(manifest.parent))
             write_manifest(parts, manifest)
-            self._grant(parts, 0o750)
+            self._sealer.grant_directory(parts)
             parts.rename(target)
             sync(target.parent)
             for name in manifest.files:
@@ -269,11 +251,11 @@ class Store:
         the layers. Blocks for less than a millisecond.
         """
         layers = self._stack(parts, known, new)
-        files = {path.name: self._granted(path) for path in sorted(parts.iterdir())}
-        self._grant(parts, 0o750)
+        files = {path.name: self._sealer.grant(path) for path in sorted(parts.iterdir())}
+        self._sealer.grant_directory(parts)
         for name in files:
             self._verifier.trust(parts / name)
-        self._deleted[manifest.id] = manifest.parent
+        self._lineage.note_gone(manifest.id, manifest.parent)
         self._moments[manifest.id] = parts
         try:
             yield evolve(manifest, layers=layers, files=files)
@@ -287,33 +269,8 @@ class Store:
                 part.rename(self._paths.layer(new[-1]) / name)
         if known and new:
             name_backing(self._paths.layer(new[0]) / FROZEN, known[-1].id)
-        return [*known, *(self._new_layer(one, whole=one == new[-1]) for one in new)]
-
-    def _new_layer(self, layer_id: str, *, whole: bool, level: int = 0) -> Layer:
-        # A layer whose snapshot failed may have pages, of which no later snapshot knows.
-        directory = self._paths.layer(layer_id)
-        names = [FROZEN]
-        if whole:
-            names += [name for name in (EMPTY_LAYER, PAGES) if (directory / name).exists()]
-        files = {name: self._granted(directory / name) for name in names}
-        self._grant(directory, 0o750)
-        for name in files:
-            self._verifier.trust(directory / name)
-        return Layer(layer_id, files, level)
-
-    def _sealed(self, layer: Layer) -> Layer:
-        """Make a layer durable and give it its checksums, unless it has them.
-
-        VMs that came of one moment may do this at once. Nothing of the files changes by it.
-        """
-        if layer.is_sealed:
-            return layer
-        directory = self._paths.layer(layer.id)
-        files = {
-            name: self._sealed_file(directory / name, part) for name, part in layer.files.items()
-        }
-        sync(directory)
-        return evolve(layer, files=files)
+        grant, layer = self._sealer.grant_layer, self._paths.layer
+        return [*known, *(grant(layer(one), one, whole=one == new[-1]) for one in new)]
 
     def adopt_layer(self, parts: Path, layer: Layer) -> Layer:
         """Make what lies in a scratch directory a layer, of which nobody knows yet. Blocks.
@@ -324,7 +281,8 @@ class Store:
         if directory.exists():
             raise AlreadyExistsError(f"there is a layer {layer.id} already, of another content")
         parts.rename(directory)
-        return self._sealed(self._new_layer(layer.id, whole=True, level=layer.level))
+        granted = self._sealer.grant_layer(directory, layer.id, whole=True, level=layer.level)
+        return self._sealer.seal_layer(directory, granted)
 
     def layers(self) -> dict[str, Layer]:
         """All layers that a template or snapshot stands on."""
@@ -340,8 +298,8 @@ class Store:
         with self.hold([layer_id]):
             parts.rename(directory)
             level = max(one.level for one in replaced) + 1
-            layer = self._sealed(self._new_layer(layer_id, whole=True, level=level))
-            merged = _Merged(replaced, layer)
+            granted = self._sealer.grant_layer(directory, layer_id, whole=True, level=level)
+            merged = _Merged(replaced, self._sealer.seal_layer(directory, granted))
             sync(self._paths.layers)
             with self._changing:
                 self._merged[replaced[-1].id] = merged
@@ -426,7 +384,7 @@ class Store:
                 self._adopt(manifest.id, manifest.parent)
             directory.rename(doomed)
             table.pop(manifest.id)
-            self._deleted[manifest.id] = manifest.parent
+            self._lineage.note_gone(manifest.id, manifest.parent)
         shutil.rmtree(doomed, ignore_errors=True)
         self.collect_layers()
 
@@ -470,31 +428,6 @@ class Store:
             if top in needed:  # a VM stands on it, and may use the other for its next snapshot
                 needed.add(merged.by.id)
         return needed
-
-    def _granted(self, path: Path) -> StoredFile:
-        # The VMM's user must be able to open a memory file for writing although it only ever
-        # maps it privately: QEMU before 9.0 insists.
-        # What only the daemon needs, other VMMs must not read.
-        modes = {MEMORY: 0o660, SUSPENDED_VM: 0o400}
-        self._grant(path, modes.get(path.name, 0o440))
-        return StoredFile(path.stat().st_size, UNSEALED, 0)
-
-    def _sealed_file(self, path: Path, part: StoredFile) -> StoredFile:
-        sync(path)
-        return evolve(part, digest=file_digest(path), allocated=path.stat().st_blocks * _BLOCK)
-
-    def _grant(self, path: Path, mode: int) -> None:
-        # Never through a link: a VMM that a guest has taken over could have put one there.
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            status = os.fstat(fd)
-            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-                raise IntegrityError(f"{path} is no ordinary file")
-            if self._group is not None:
-                os.fchown(fd, 0, self._group)
-            os.fchmod(fd, mode)
-        finally:
-            os.close(fd)
 
 
 def _find(table: dict[str, Manifest], key: str, kind: str) -> Manifest:
