@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -176,3 +179,26 @@ async def test_an_answer_to_a_whole_request_keeps_the_connection() -> None:
         ):
             await exchange.send(message)
             assert client.answered[-1][1] == message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'"' + b'\\"' * 2**20,
+        b'"' + b"\\n" * 2**20 + b'"',
+        b'"' + b"a" * 2**21,
+        b'["' + b"\\\\" * 2**20,
+    ],
+    ids=["quotes", "escapes", "open", "backslashes"],
+)
+def test_strings_that_are_hard_to_find_the_end_of(body: bytes) -> None:
+    """How long a body takes to be looked at depends on its size, and on nothing else."""
+    look = "from arrakisd.http.exchange import _parse\n_parse(open({!r}, 'rb').read())"
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(body)
+        file.flush()
+        argv = [sys.executable, "-c", look.format(file.name)]
+        # In a process of its own: what looks for days cannot be told to stop.
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    last = (done.stderr.splitlines() or [""])[-1]
+    assert done.returncode == 0 or "InvalidParamsError" in last

@@ -33,7 +33,8 @@ MOST_JSON = 16 * 2**20
 MOST_JSON_AT_ONCE = 64 * 2**20
 _MOST_STRUCTURE = 2**20
 _MOST_WHOLE = 2**53
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# Possessive, and content with a string that never ends: whatever comes is looked at once.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _BODY_DEADLINE = 60.0
 _PIECE_DEADLINE = 30.0
 _DISCARD_DEADLINE = 2.0
