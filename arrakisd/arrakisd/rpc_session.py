@@ -200,6 +200,8 @@ class RpcSessions:
             pass  # the client went away, which is its right
         except* ArrakisError as group:
             log.warning("connection dropped", caller=caller, reason=str(domain_error_in(group)))
+        except* Exception:  # a defect costs the connection, not the daemon
+            log.exception("connection failed", caller=caller)
 
     async def drain(self, deadline: float) -> None:
         """Let the calls in flight finish; at most ``deadline`` seconds."""

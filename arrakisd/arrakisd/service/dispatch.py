@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+import trio
 
 from arrakis_rootfs.store import ImageStore
 from arrakis_rpc.converter import structure, unstructure
@@ -141,7 +142,8 @@ def _own_lines() -> Iterator[None]:
 def _answerable(method: str, request_id: str) -> Iterator[None]:
     """Let out of a block only errors that can be sent, and that name the call."""
     try:
-        yield
+        with _cancelled_alone(method):
+            yield
     except Exception as problem:
         error = domain_error_in(problem)
         _log_failure(method[:100], problem, error)
@@ -153,6 +155,19 @@ def _answerable(method: str, request_id: str) -> Iterator[None]:
         if error is problem:
             raise
         raise error from problem
+
+
+@contextmanager
+def _cancelled_alone(method: str) -> Iterator[None]:
+    """Let out of a block nothing beside its cancellation: its caller has gone."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        cancelled, rest = group.split(trio.Cancelled)
+        if cancelled is None or not isinstance(rest, ExceptionGroup):
+            raise
+        log.warning("a call that was cancelled failed, too", method=method[:100], exc_info=rest)
+        raise cancelled from None
 
 
 def _log_failure(method: str, problem: Exception, error: ArrakisError | None) -> None:
