@@ -39,7 +39,7 @@ class SnapshotOperations:
 
     async def take(self, machine: Machine, snapshot_id: str, label: str) -> Manifest:
         """Snapshot a VM under an id that nobody else has or is about to get."""
-        if snapshot_id in self._store.snapshots or snapshot_id in self._being_taken:
+        if self._is_taken(snapshot_id):
             raise AlreadyExistsError(
                 f"a snapshot '{snapshot_id}' exists already",
                 vm=machine.name,
@@ -52,11 +52,14 @@ class SnapshotOperations:
             finally:
                 self._being_taken.discard(snapshot_id)
 
+    def _is_taken(self, snapshot_id: str) -> bool:
+        return snapshot_id in self._store.snapshots or snapshot_id in self._being_taken
+
     async def snapshot_create(self, params: api.SnapshotCreate, _: Call) -> api.SnapshotInfo:
         """Keep a VM as it is now."""
         machine = self._supervisor.get(params.vm)
         chosen = params.id or f"{_as_id(machine.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
-        if params.id is None and chosen in self._store.snapshots:
+        if params.id is None and self._is_taken(chosen):
             chosen += f"-{secrets.token_hex(2)}"
         manifest = await self.take(machine, chosen, params.label)
         self._events.publish("snapshot.created", machine.name, id=manifest.id)
