@@ -175,7 +175,6 @@ class QemuVmm:
         await self._execute("blockdev-add", **qemu_arguments.disk_blockdev(0, str(disk)))
         device = {"path": "/machine/peripheral/disk", "property": "drive"}
         await self._execute("qom-set", **device, value=self._disk)
-        await self._execute("blockdev-del", **{"node-name": qemu_arguments.BLANK_DISK})
 
     async def pause(self) -> None:
         """Halt the vCPUs. Legal while the guest runs."""
