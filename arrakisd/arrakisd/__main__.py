@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from .logs.configure import configure_logs
 from .settings.config import load_config
 from .upkeep.sweep import sweep
 from .wire.peer import domain_error_in
+
+_MOST_FILES = 65536
 
 
 def main() -> None:
@@ -37,6 +40,7 @@ def main() -> None:
             sys.stdout.write(f"{json.dumps(told)}\n")
             return
         configure_logs(config.log_format, config.log_level)
+        _take_files()
         trio.run(run_daemon, config, read_config)
     except (ArrakisError, ExceptionGroup) as problem:
         error = domain_error_in(problem)
@@ -44,6 +48,14 @@ def main() -> None:
             raise
         hint = f"\nhint: {error.hint}" if error.hint else ""
         sys.exit(f"arrakisd: {error.message}{hint}")
+
+
+def _take_files() -> None:
+    """Open as many files as the system lets us: a shell's usual limit is that of 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _parse() -> argparse.Namespace:

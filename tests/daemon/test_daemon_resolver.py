@@ -19,7 +19,7 @@ import trio
 
 from arrakis_rpc.network_api import Egress, parse_target
 from arrakisd.host.net.namespace import Namespace, provided
-from arrakisd.host.net.resolver import Resolver, host_name_servers, matches
+from arrakisd.host.net.resolver import _MOST_CONNECTIONS, Resolver, host_name_servers, matches
 
 _NAMESPACE = f"arrakis-test-dns-{os.getpid()}"
 _UPSTREAM = "127.0.3.1"
@@ -213,6 +213,65 @@ async def test_nonsense(nonsense: bytes | Callable[[bytes], bytes]) -> None:
         answer = await made.send(sent, patience=_SILENCE)
         assert answer is None or dns.message.from_wire(answer).rcode() == dns.rcode.NOTIMP
         assert addresses(await made.ask("example.com"))
+
+
+def many_questions() -> bytes:
+    """A question of a dozen long names, from one who takes short answers only."""
+    query = dns.message.make_query("example.com", "A", use_edns=0, payload=512)
+    labels = [f"{number:x}" * 60 for number in range(12)]
+    query.question = [dns.rrset.RRset(dns.name.from_text(one), 1, 1) for one in labels]
+    return query.to_wire(max_size=4096)
+
+
+async def test_questions_that_no_answer_holds() -> None:
+    """Whoever asks more at once than he may hear of ends nobody else's name server."""
+    async with world(Egress("none")) as made:
+        for _ in range(3):
+            answer = await made.send(many_questions())
+            assert answer is not None
+            assert dns.message.from_wire(answer).rcode() == dns.rcode.NOTIMP
+        (answer,) = await made.send_by_stream(many_questions())
+        assert dns.message.from_wire(answer).rcode() == dns.rcode.NOTIMP
+
+
+async def test_a_defect_in_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody thought of costs its question only, and its connection."""
+    async with world(Egress()) as made:
+        with monkeypatch.context() as broken:
+            broken.setattr(Resolver, "_answer_query", None)
+            assert await made.ask("example.com", patience=_SILENCE) is None
+            query = dns.message.make_query("example.com", "A").to_wire()
+            assert await made.send_by_stream(query) == [b""]
+        assert addresses(await made.ask("example.com"))
+
+
+async def test_connections_that_are_gone_at_once() -> None:
+    """Whoever connects and resets before he is asked who he is ends nobody's name server."""
+    async with world(Egress()) as made:
+        for _ in range(20):
+            with await made.socket(trio.socket.SOCK_STREAM, _GUEST) as asking:
+                await asking.connect((_SERVER, 53))
+                linger = struct.pack("ii", 1, 0)
+                asking.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, linger)
+        assert addresses(await made.ask("example.com"))
+
+
+async def test_connections_of_one_guest() -> None:
+    """Only some at a time are kept; the others are ended, and a later one is served."""
+    async with world(Egress()) as made:
+        with contextlib.ExitStack() as held:
+            kept = []
+            for _ in range(_MOST_CONNECTIONS + 5):
+                one = held.enter_context(await made.socket(trio.socket.SOCK_STREAM, _GUEST))
+                await one.connect((_SERVER, 53))
+                kept.append(one)
+            with trio.fail_after(_PATIENCE):
+                for one in kept[_MOST_CONNECTIONS:]:
+                    assert await one.recv(1) == b""
+        query = dns.message.make_query("example.com", "A").to_wire()
+        with trio.fail_after(_PATIENCE):
+            while await made.send_by_stream(query) == [b""]:
+                pass
 
 
 async def test_strangers() -> None:

@@ -157,6 +157,7 @@ class BridgeNetwork:
         self.plugs: dict[str, BridgePlug] = {}
         self.resolver = Resolver(namespace, config.dns or host_name_servers(), self.plugs.get)
         self._trouble: str | None = None
+        self.has_stale_rules = False  # of VMs that are gone
         self._dns = [str(config.interface.ip)]
         trial_host = hosts[-1] if hosts[-1] != own else hosts[0]  # any would do
         self.trial = self.guest_network(self._interface(trial_host))
@@ -252,11 +253,12 @@ class BridgeNetwork:
     def _mend_rules(self) -> None:
         """Raise `OSError` where there is nothing to be mended any more."""
         socket.if_nametoindex(self.rules.bridge)
-        if nftables.has_tables(self.rules.table):
+        if nftables.has_tables(self.rules.table) and not self.has_stale_rules:
             return
-        log.error("the firewall's rules were gone, and are brought back", table=self.rules.table)
+        log.error("the firewall's rules were not whole, and are made anew", table=self.rules.table)
         plugs = [plug.all_rules() for plug in list(self.plugs.values())]
         nftables.apply("\n".join([self.rules.install(), *plugs]))
+        self.has_stale_rules = False
 
 
 class BridgePlug:
@@ -323,7 +325,8 @@ class BridgePlug:
 
     async def close(self) -> None:
         """Take back all that `attach` and later calls did."""
-        await self._expel()
+        async with self._policing:
+            await self._expel()
         for host_port in list(self._forwards):
             await self.remove_port(host_port)
 
@@ -337,8 +340,9 @@ class BridgePlug:
         self._binding = None
         try:
             await self._network.filter("\n".join([*withdrawn, expelled]))
-        except OSError as error:  # somebody has flushed the rules: nothing is left to take back
+        except OSError as error:  # somebody has flushed the rules, perhaps
             log.warning("rules were not removed", vm=self._request.vm, reason=str(error))
+            self._network.has_stale_rules = True
 
     async def add_port(self, request: PortRequest) -> Forward:
         """Forward one more port; raise `AlreadyExistsError` or `ExhaustedError`."""

@@ -38,6 +38,7 @@ _IDLE_DEADLINE = 10.0
 _LONGEST_DATAGRAM = 4096
 # Of one guest at a time; what comes on top is dropped, as a busy name server would.
 _MOST_QUESTIONS = 32
+_MOST_CONNECTIONS = 8
 # An address stays allowed at least so long: programs ask once and connect a little later.
 _SHORTEST_LEASE = 60
 _LONGEST_LEASE = 86400
@@ -106,6 +107,7 @@ class Resolver:
         self._upstreams = upstreams
         self._find = find
         self._asking: Counter[str] = Counter()
+        self._connected: Counter[str] = Counter()
 
     async def run(
         self, address: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -143,29 +145,40 @@ class Resolver:
     async def _answer_datagram(
         self, datagrams: trio.socket.SocketType, question: bytes, sender: tuple[str, int]
     ) -> None:
-        answer = await self._answer(question, sender[0], self._ask_by_datagram)
-        if answer is not None:
-            try:
+        try:
+            answer = await self._answer(question, sender[0], self._ask_by_datagram)
+            if answer is not None:
                 await datagrams.sendto(answer, sender)
-            except OSError as error:
-                log.debug("name server", reason=str(error))
+        except OSError as error:
+            log.debug("name server", reason=str(error))
+        except Exception:  # what a guest sends must end nothing but its own question
+            log.exception("a question was not answered", sender=sender[0])
 
     async def _serve_stream(self, stream: trio.SocketStream) -> None:
         async with stream:
-            sender = stream.socket.getpeername()[0]
-            if self._asking[sender] >= _MOST_QUESTIONS:
-                return
             try:
-                while True:
-                    with trio.fail_after(_IDLE_DEADLINE):
-                        question = await _receive(stream)
-                    answer = await self._answer(question, sender, self._ask_by_stream)
-                    if answer is None:
-                        return
-                    with trio.fail_after(_IDLE_DEADLINE):
-                        await stream.send_all(struct.pack("!H", len(answer)) + answer)
+                sender = stream.socket.getpeername()[0]
+                if self._connected[sender] >= _MOST_CONNECTIONS:
+                    return
+                self._connected[sender] += 1
+                try:
+                    await self._serve_sender(stream, sender)
+                finally:
+                    _take_one(self._connected, sender)
             except (EOFError, OSError, trio.BrokenResourceError, trio.TooSlowError):
+                return  # it was even quicker to go than to be asked who it is, perhaps
+            except Exception:  # what a guest sends must end nothing but its own connection
+                log.exception("a question was not answered")
+
+    async def _serve_sender(self, stream: trio.SocketStream, sender: str) -> None:
+        while self._asking[sender] < _MOST_QUESTIONS:
+            with trio.fail_after(_IDLE_DEADLINE):
+                question = await _receive(stream)
+            answer = await self._answer(question, sender, self._ask_by_stream)
+            if answer is None:
                 return
+            with trio.fail_after(_IDLE_DEADLINE):
+                await stream.send_all(struct.pack("!H", len(answer)) + answer)
 
     async def _answer(self, question: bytes, sender: str, ask: _Ask) -> bytes | None:
         """Give the answer to a question; None to a sender or a message that deserves none."""
@@ -184,9 +197,7 @@ class Resolver:
         try:
             return await self._answer_query(query, question, client, ask)
         finally:
-            self._asking[sender] -= 1
-            if not self._asking[sender]:
-                del self._asking[sender]
+            _take_one(self._asking, sender)
 
     async def _answer_query(
         self,
@@ -281,7 +292,15 @@ async def _admit(
     return True
 
 
+def _take_one(counts: Counter[str], key: str) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]
+
+
 def _refusal(query: dns.message.Message, code: dns.rcode.Rcode) -> bytes:
     answer = dns.message.make_response(query, recursion_available=True)
+    if len(query.question) != 1:
+        answer.question = []  # together they may be longer than an answer to the asker may be
     answer.set_rcode(code)
     return answer.to_wire()

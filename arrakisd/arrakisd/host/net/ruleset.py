@@ -262,8 +262,9 @@ table inet {self.table} {{
     def _egress_chains(self, ip: ipaddress.IPv4Address, egress: Egress) -> Iterator[str]:
         """What the guest may send, and what of the answers it may get: one mirrors the other."""
         out, back = (f"inet {self.table} {chain}" for chain in _chains(ip))
-        yield f"add chain {out}"
-        yield f"add chain {back}"
+        for chain in (out, back):
+            yield f"add chain {chain}"
+            yield f"flush chain {chain}"  # what a former VM may have left there is not this one's
         if egress.mode == "internet":
             yield f"add rule {out} accept"
             yield f"add rule {back} accept"
@@ -280,7 +281,8 @@ table inet {self.table} {{
                 yield f"add rule {back} ip saddr {target.network} {_ports(target, 'sport')}accept"
                 continue
             name = _domain_set(ip, number)
-            to = f"ip daddr @{name} {_ports(target, 'dport')}"
+            # Whoever owns the name says which addresses it has: private ones he must not open.
+            to = f"ip daddr @{name} ip daddr != @exempted {_ports(target, 'dport')}"
             yield f"add set inet {self.table} {name} {{ type ipv4_addr; flags timeout; }}"
             yield f"add rule {out} {to}ct mark set {mark} accept"
 

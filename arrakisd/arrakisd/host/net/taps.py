@@ -31,6 +31,7 @@ _FLAGS = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
 
 _DEVICE = "/dev/net/tun"
 _READY = 4
+_RETRY = 1.0
 
 log = structlog.get_logger()
 
@@ -106,19 +107,29 @@ class TapPool:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Fill it, and refill it in the background, until cancelled."""
-        is_new = True
         try:
+            await self._fill()
+            task_status.started()
             while True:
-                while len(self._ready) < _READY:
-                    self._ready.append(await self._make())
-                if is_new:
-                    is_new = False
-                    task_status.started()
                 self._wanted = trio.Event()
                 await self._wanted.wait()
+                await self._refill()
         finally:
             while self._ready:
                 self._ready.pop().close()
+
+    async def _fill(self) -> None:
+        while len(self._ready) < _READY:
+            self._ready.append(await self._make())
+
+    async def _refill(self) -> None:
+        while True:
+            try:
+                await self._fill()
+                return
+            except OSError as error:  # who needs one meanwhile is told so himself
+                log.warning("taps cannot be made ready", reason=str(error))
+            await trio.sleep(_RETRY)
 
     async def _make(self) -> Tap:
         return await self._namespace.run(lambda: open_tap(self._pattern))
