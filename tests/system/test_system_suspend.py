@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -273,6 +275,75 @@ def test_shutdown(template_state: Path) -> None:
         manager.destroy_all()
         assert files_below(template_state, "suspended") == set()
         end_daemon(daemon, signal.SIGINT)
+
+
+def test_shutdown_in_a_resume(template_state: Path) -> None:
+    """A machine whose resume outlasts its daemon is there for the next one, whole."""
+    with careful(template_state) as (daemon, manager):
+        sandbox = manager.start_sandbox("box")
+        sandbox.files.write("/root/kept", b"kept")
+        sandbox.suspend()
+        call = manager._client.open("vm.resume", {"name": "box"})
+        wait_until(daemon.vmm_pids, 10)
+        (vmm,) = daemon.vmm_pids()
+        os.kill(vmm, signal.SIGSTOP)
+        ending = Background(lambda: end_daemon(daemon, signal.SIGTERM))
+        time.sleep(2)  # until it no longer waits for calls to finish
+        with suppress(ProcessLookupError):
+            os.kill(vmm, signal.SIGCONT)
+        ending.wait(60)
+        call.close()
+    with careful(template_state) as (daemon, manager):
+        sandbox = manager.get("box")
+        with suppress(InvalidStateError):  # it may go on by itself
+            sandbox.resume()
+        wait_until(lambda: sandbox.info()["status"] == "RUNNING", 20)
+        assert sandbox.files.read("/root/kept") == b"kept"
+        manager.destroy_all()
+        end_daemon(daemon, signal.SIGTERM)
+
+
+def test_next_daemon_meets_damage(template_state: Path) -> None:
+    """A machine that cannot go on by itself costs neither the daemon nor its siblings anything."""
+    with careful(template_state) as (daemon, manager):
+        for name in ("whole", "damaged"):
+            manager.start_sandbox(name)
+        end_daemon(daemon, signal.SIGTERM)
+    (state,) = (
+        manifest.with_name("device-state")
+        for manifest in (template_state / "suspended").glob("*/manifest.json")
+        if json.loads(manifest.read_text())["vm"] == "damaged"
+    )
+    state.chmod(0o600)
+    state.write_bytes(b"\0" + state.read_bytes()[1:])
+    with careful(template_state) as (daemon, manager):
+        wait_until(lambda: manager.get("whole").info()["status"] == "RUNNING", 20)
+        wait_until(lambda: "VM stays suspended" in daemon.log_text(), 20)
+        assert manager.get("damaged").info()["status"] == "SUSPENDED"
+        assert ask(manager.get("whole"), "echo fine") == "fine"
+        manager.destroy_all()
+        end_daemon(daemon, signal.SIGTERM)
+
+
+def test_next_daemon_has_another_network(template_state: Path) -> None:
+    """A machine that finds no place in it is told of and kept, and the daemon begins."""
+    with careful(template_state) as (daemon, manager):
+        manager.start_sandbox("box")
+        end_daemon(daemon, signal.SIGTERM)
+    bridged = template_state.parent / f"{template_state.name}.toml"
+    without = bridged.with_name("without.toml")
+    without.write_text('[network]\nmode = "none"\n[pool]\nstandby = 0\nwarm = 0\n')
+    with (
+        started_daemon(template_state, f"--config={without}") as daemon,
+        SandboxManager(socket=daemon.socket) as manager,
+    ):
+        assert manager.list_all() == []
+        assert "box" in str(manager.health().reasons)
+        end_daemon(daemon, signal.SIGTERM)
+    with careful(template_state) as (daemon, manager):
+        wait_until(lambda: manager.get("box").info()["status"] == "RUNNING", 20)
+        manager.destroy_all()
+        end_daemon(daemon, signal.SIGTERM)
 
 
 def test_shutdown_without_success(template_state: Path) -> None:

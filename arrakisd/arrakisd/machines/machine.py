@@ -207,7 +207,7 @@ class Machine:
             try:
                 with trio.move_on_after(_CLEANUP_DEADLINE, shield=True):
                     await trio.to_thread.run_sync(self._store.collect_layers)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 -- the next that ends does it
                 log.warning("disk layers were not collected", reason=str(error))
             finally:
                 self._leave_room()
@@ -384,6 +384,8 @@ class Machine:
     async def end(self) -> None:
         """End the VM at once. Legal in every state; returns when nothing of it is left."""
         self._scope.cancel()
+        if self._life is None and self._changes is not None:
+            self._changes.cancel()  # a guest that is being woken is not in the scope yet
         await self.ended.wait()
 
     async def shut_down(self) -> None:
@@ -570,6 +572,8 @@ class Machine:
                 if self._plug is not None:
                     await self._plug.attach(life.standby.nic, life.vmm)
                     await self._plug.connect()
+            if self._scope.cancel_called:
+                raise CancelledError(f"VM '{self.name}' was ended while it was resumed")
             self.states.move(VmState.RUNNING)
             self.limits.begin()
             self._life, self.room = life, room

@@ -252,7 +252,13 @@ class Supervisor:
                 await trio.to_thread.run_sync(store.delete, manifest)
                 continue
             machine = Machine(vm.name, manifest, self._guests, self._surroundings, _AS_BEFORE, vm)
-            await self._start(machine)
+            try:
+                await self._start(machine)
+            except Exception as error:  # noqa: BLE001 -- the others, and the daemon, begin
+                problem = str(domain_error_in(error) or error)
+                log.warning("a suspended VM cannot be taken over", vm=vm.name, reason=problem)
+                store.damaged[directory] = f"suspended VM '{vm.name}': {problem}"
+                continue
             if vm.resumes:
                 self._nursery.start_soon(self._resume_by_itself, machine, may_wake)
 
@@ -262,8 +268,9 @@ class Supervisor:
         try:
             await may_wake(machine.stands_on)
             await self.resume(machine)
-        except ArrakisError as error:
-            log.warning("VM stays suspended", vm=machine.name, reason=str(error))
+        except Exception as error:  # noqa: BLE001 -- of no concern for the other VMs
+            problem = str(domain_error_in(error) or error)
+            log.warning("VM stays suspended", vm=machine.name, reason=problem)
 
     async def suspend(self, machine: Machine) -> None:
         """Keep a VM on disk, and end its process."""

@@ -163,8 +163,9 @@ class VmOperations:
                         nursery.start_soon(wake, room, moment)
             except BaseException:
                 with trio.move_on_after(_UNDO_DEADLINE, shield=True):
-                    for sibling in siblings:
-                        await self._supervisor.destroy(sibling)
+                    async with trio.open_nursery() as nursery:
+                        for sibling in siblings:
+                            nursery.start_soon(self._supervisor.destroy, sibling)
                 for room in rooms:
                     room.give_back()
                 raise
