@@ -151,6 +151,21 @@ async def test_connections_stay_http_1(tmp_path: Path) -> None:
                 assert (await client.receive_some()).startswith(b"HTTP/1.1 " + status)
 
 
+async def test_connections_beyond_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes when there are too many is let go at once, and later again in."""
+    monkeypatch.setattr(connection, "_MOST_CONNECTIONS", 3)
+    async with serving(tmp_path) as server:
+        async with speaking(server) as one, speaking(server) as two, speaking(server) as three:
+            for kept in (one, two, three):  # each is there when it has answered
+                await kept.send_all(server.head("GET /v1/health HTTP/1.1"))
+                assert await kept.receive_some()
+            async with speaking(server) as turned_away:
+                with suppress(trio.BrokenResourceError):
+                    assert await turned_away.receive_some() == b""
+        await eventually(lambda: not Connection._open)
+        await answers(server)
+
+
 async def read_to_end(stream: trio.SocketStream, received: bytearray) -> None:
     while piece := await stream.receive_some():
         received += piece

@@ -31,6 +31,8 @@ _LONGEST_STALL = 600
 _TCP_INFO = struct.Struct("=BxBB52xI")
 _ESTABLISHED = 1
 _WE_ENDED_IT = (4, 5)
+# Of all clients together, with a token or not; a request is what makes one of them count more.
+_MOST_CONNECTIONS = 1024
 
 log = structlog.get_logger()
 
@@ -47,7 +49,9 @@ class Connection(TCPServer):
         self._is_ended = False
 
     async def run(self) -> None:
-        """Serve it until it ends."""
+        """Serve it until it ends; at once, where there are too many."""
+        if len(self._open) >= _MOST_CONNECTIONS:
+            return  # who has accepted it closes it
         self._open.add(self)
         try:
             await super().run()

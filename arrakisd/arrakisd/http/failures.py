@@ -10,13 +10,14 @@ from quart import Response
 from arrakis_rpc.errors import ArrakisError
 
 from .guards import RefusedError
+from .json_form import printable
 from .statuses import status_of
 
 
 def failure_body(error: ArrakisError) -> dict[str, Any]:
     """Give the body of an answer that is an error."""
-    hint = {"hint": error.hint} if error.hint else {}
-    return {"error": {"message": error.message, **hint}}
+    hint = {"hint": printable(error.hint)} if error.hint else {}
+    return {"error": {"message": printable(error.message), **hint}}
 
 
 def failure(error: ArrakisError) -> Response:

@@ -8,11 +8,11 @@ from typing import Any
 from quart import Response
 
 from arrakis_rpc.daemon_api import SnapshotImported
-from arrakis_rpc.errors import InternalError
+from arrakis_rpc.errors import GuestError, InternalError
 from arrakis_rpc.guest_api import FileListResult, FileStat
 
 from . import models as m
-from .json_form import public
+from .json_form import MOST, public
 from .local_call import LocalCall
 from .ranges import Part, chosen_part
 from .routes import BYTES, Ask, Route, stream
@@ -23,6 +23,8 @@ _FILE = (403, 404, 409, 422, 502, 504)
 async def read_file(ask: Ask) -> Response:
     """Give a file, or one range of it."""
     stat = await ask.in_guest("file.read", {"path": ask.query.path, "length": 0}).result()
+    if not 0 <= stat["size"] <= MOST:
+        raise GuestError(f"the guest says that the file has {stat['size']} bytes")
     etag = f'"{stat["size"]:x}-{stat["mtime"]:.6f}"'
     part = chosen_part(ask.headers, stat["size"], etag)
     headers = {

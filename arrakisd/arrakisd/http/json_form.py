@@ -13,9 +13,9 @@ import attrs
 
 from arrakis_rpc import daemon_api as api
 from arrakis_rpc import desktop_api as desktop
-from arrakis_rpc.errors import InvalidParamsError
+from arrakis_rpc.errors import GuestError, InvalidParamsError
 
-_MOST = 2**53
+MOST = 2**53
 VM_NAME = r"^[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,62}$"
 
 # What validators that are functions mean, in terms of JSON Schema.
@@ -41,7 +41,10 @@ def camel(name: str) -> str:
 
 
 def public(wire: Any, kind: Any) -> Any:
-    """Give the HTTP form of a wire value of a type."""
+    """Give the HTTP form of a wire value of a type.
+
+    Raises `GuestError` for a number that JSON's readers do not take as it is: the daemon has none.
+    """
     kind = _without_none(kind)
     if attrs.has(kind):
         hints = get_type_hints(kind)
@@ -53,7 +56,18 @@ def public(wire: Any, kind: Any) -> Any:
     if get_origin(kind) is list:
         (element,) = get_args(kind)
         return [public(item, element) for item in wire]
+    if isinstance(wire, str):
+        return printable(wire)
+    if isinstance(wire, int) and abs(wire) > MOST:
+        raise GuestError(f"the guest gave a number that cannot be true: {wire}")
     return wire
+
+
+def printable(text: str) -> str:
+    """Give a text that all readers of JSON take; what a guest has that is no UTF-8 is replaced."""
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def schema(kind: Any, components: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +116,7 @@ def field_schema(
         described |= _constraint(validator, described)
     described |= field.metadata.get("schema", {})
     if described.get("type") == "integer":
-        described = {"minimum": -_MOST, "maximum": _MOST} | described
+        described = {"minimum": -MOST, "maximum": MOST} | described
     return described
 
 
