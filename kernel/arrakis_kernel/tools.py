@@ -1,5 +1,6 @@
 """Running the few external programs that preparing a kernel needs."""
 
+import os
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -15,10 +16,14 @@ def run_tool(
 ) -> bytes:
     """Run a program to its end and return what it wrote to its standard output.
 
-    `package` is what an administrator installs when the program is missing.
+    `package` is what an administrator installs when the program is missing. It speaks English,
+    whatever the caller's language: what it says may be looked into.
     """
+    environment = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(command, cwd=directory, input=stdin, capture_output=True, check=False)
+        done = subprocess.run(
+            command, cwd=directory, env=environment, input=stdin, capture_output=True, check=False
+        )
     except FileNotFoundError:
         raise KernelToolError(
             f"the program {command[0]!r} is not installed; try: apt-get install {package}"
