@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +27,7 @@ ENVIRONMENT_PATH = "/usr/lib/arrakis/environment.json"
 PACK_OPTIONS = ("-zlz4hc,3", "-C16384", "-U00000000-0000-0000-0000-000000000000")
 
 _FULL_BYTES = 2**20
+_RELEASE_BYTES = 64 * 1024
 
 _MISSING_INIT = "the image has no /sbin/init, so no machine could start from it"
 _MISSING_AGENT = "the image has no Arrakis agent, so nobody could talk to its machines"
@@ -96,11 +98,20 @@ def _inspect(tree: Path) -> TreeFacts:
 
 def _distribution(tree: Path) -> str:
     try:
-        text = resolve_in(tree, "/etc/os-release").read_text(errors="replace")
+        text = _read_start(resolve_in(tree, "/etc/os-release")).decode(errors="replace")
     except OSError:
         return "unknown"
     fields = dict(re.findall(r'^(ID|VERSION_ID)="?([\w.-]*)"?$', text, re.MULTILINE))
     return " ".join(fields[key] for key in ("ID", "VERSION_ID") if fields.get(key)) or "unknown"
+
+
+def _read_start(path: Path) -> bytes:
+    """Read as much as is sensible of what a Dockerfile may have made anything: a pipe, say."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with open(os.open(path, flags), "rb") as file:  # noqa: PTH123 -- a descriptor
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return b""
+        return file.read(_RELEASE_BYTES)
 
 
 def _python(tree: Path) -> str:
