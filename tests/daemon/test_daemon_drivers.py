@@ -132,6 +132,23 @@ async def test_broken_launch(spec: LaunchSpec, broken: str, tmp_path: Path) -> N
     assert processes_naming(spec.directory) == set()
 
 
+async def test_endless_output(spec: LaunchSpec, tmp_path: Path) -> None:
+    """Of what QEMU says itself the end is kept, and nothing of it fills the host's disk."""
+    binary = tmp_path / "qemu"
+    binary.write_text("#!/bin/sh\nyes virtio error | head -n 300000 >&2; echo last >&2; exit 1\n")
+    binary.chmod(0o755)
+    before = set(spec.directory.iterdir())
+    with pytest.RaisesGroup(VmmError, flatten_subgroups=True, allow_unwrapped=True) as caught:
+        async with QemuDriver(Config(qemu_binary=str(binary))).launch(spec) as vmm:
+            await vmm.wait_ready()
+    error = domain_error_in(caught.value)
+    assert isinstance(error, VmmError)
+    *_, former, last = error.message.splitlines()
+    assert (former, last) == ("virtio error", "last")
+    assert len(error.message) < 64 * 1024
+    assert set(spec.directory.iterdir()) == before
+
+
 async def test_missing_disk(spec: LaunchSpec, saved: Saved) -> None:
     """A disk that is not there is an error that names it."""
     with pytest.RaisesGroup(VmmError, flatten_subgroups=True, allow_unwrapped=True) as caught:

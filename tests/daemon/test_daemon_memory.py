@@ -53,6 +53,8 @@ for line in sys.stdin:
             ctypes.memset(address(number), number % 255 + 1, PAGE)
         elif verb == "read":
             answer.append(ctypes.string_at(address(number), PAGE).hex())
+        elif verb == "map":
+            assert libc.mmap(None, PAGE, RW, PRIVATE, file, number * PAGE) != -1
         elif verb == "beyond":
             answer.append(ctypes.string_at(areas[number] + HALF, PAGE).hex())
     print("".join(answer), flush=True)
@@ -140,13 +142,13 @@ def a_guest(memory_file: Path) -> Iterator[Guest]:
 
 def changed(guest: Guest, memory_file: Path) -> list[int]:
     """Find the changed pages of a guest."""
-    flags = changed_flags(guest.pid, find_memory(guest.pid, memory_file))
+    flags = changed_flags(guest.pid, find_memory(guest.pid, memory_file, PAGES))
     return [page for page, flag in enumerate(flags) if flag]
 
 
 def save_pages(pid: int, memory_file: Path, target: Path, known: Sequence[Path] = ()) -> int:
     """Save what differs from what is known."""
-    with PageSaver(pid, memory_file, known, target) as saver:
+    with PageSaver(pid, memory_file, PAGES, known, target) as saver:
         return saver.save()
 
 
@@ -186,7 +188,7 @@ def test_round_trip(guests: list[Guest], memory_file: Path, tmp_path: Path) -> N
     chosen = sorted(random.Random(7).sample(range(PAGES), 200))
     source.write(*chosen)
     assert save_pages(source.pid, memory_file, tmp_path / "pages") == len(chosen)
-    assert load_pages(target.pid, memory_file, [tmp_path / "pages"]) == len(chosen)
+    assert load_pages(target.pid, memory_file, PAGES, [tmp_path / "pages"]) == len(chosen)
     assert target.contents() == source.contents()
     assert target.surroundings() == b"s" * 2 * PAGE
     assert changed(target, memory_file) == chosen
@@ -199,7 +201,7 @@ def test_second_generation(guests: list[Guest], memory_file: Path, tmp_path: Pat
     first, second = guests
     first.write(1, 2, 3, 255, 256)
     save_pages(first.pid, memory_file, one)
-    load_pages(second.pid, memory_file, [one])
+    load_pages(second.pid, memory_file, PAGES, [one])
     second.write(1, 400)  # the first as it was
     second.tell("clear", 3, 256)
     second.tell("clear", 9)  # which is a hole in the template
@@ -235,7 +237,7 @@ def test_deep_stack(memory_file: Path, tmp_path: Path) -> None:
         merge_page_files(stack[1:depth], merged, PAGES)
         for sources in (stack[:depth], [stack[0], merged]):
             with a_guest(memory_file) as guest:
-                load_pages(guest.pid, memory_file, sources)
+                load_pages(guest.pid, memory_file, PAGES, sources)
                 assert guest.contents() == states[depth - 1]
                 assert save_pages(guest.pid, memory_file, tmp_path / "none", sources) == 0
 
@@ -254,7 +256,7 @@ def test_merged_once(tmp_path: Path) -> None:
 def test_nothing_changed(guests: list[Guest], memory_file: Path, tmp_path: Path) -> None:
     """A page file without pages is a page file."""
     assert save_pages(guests[0].pid, memory_file, tmp_path / "pages") == 0
-    assert load_pages(guests[1].pid, memory_file, [tmp_path / "pages"]) == 0
+    assert load_pages(guests[1].pid, memory_file, PAGES, [tmp_path / "pages"]) == 0
 
 
 def test_every_cut(guests: list[Guest], memory_file: Path, tmp_path: Path) -> None:
@@ -268,7 +270,7 @@ def test_every_cut(guests: list[Guest], memory_file: Path, tmp_path: Path) -> No
         cut = tmp_path / "cut"
         cut.write_bytes((content + b"x")[:length])
         with pytest.raises(IntegrityError, match=str(cut)):
-            load_pages(guests[1].pid, memory_file, [cut])
+            load_pages(guests[1].pid, memory_file, PAGES, [cut])
     assert changed(guests[1], memory_file) == []
 
 
@@ -290,7 +292,7 @@ def test_forged_runs(
 ) -> None:
     """Pages that come twice, or lie outside of the guest's memory, are refused; none is written."""
     with pytest.raises(IntegrityError):
-        load_pages(guests[0].pid, memory_file, [page_file(tmp_path / "pages", runs)])
+        load_pages(guests[0].pid, memory_file, PAGES, [page_file(tmp_path / "pages", runs)])
     assert guests[0].surroundings() == b"s" * 2 * PAGE
     assert changed(guests[0], memory_file) == []
 
@@ -308,21 +310,39 @@ def test_forged_header(guests: list[Guest], memory_file: Path, tmp_path: Path) -
         path = tmp_path / "forged"
         path.write_bytes(forged)
         with pytest.raises(IntegrityError, match=str(path)):
-            load_pages(guests[0].pid, memory_file, [path])
+            load_pages(guests[0].pid, memory_file, PAGES, [path])
 
 
 def test_other_process(memory_file: Path, tmp_path: Path) -> None:
     """A process that does not map the file, or has ended, is a VMM's failure."""
     with pytest.raises(VmmError, match="does not map"):
-        find_memory(os.getpid(), memory_file)
+        find_memory(os.getpid(), memory_file, PAGES)
     guest = Guest(memory_file)
     guest.end()
     pages = page_file(tmp_path / "pages", [(1, 1)])
     for attempt in (
         lambda: save_pages(guest.pid, memory_file, tmp_path / "saved"),
-        lambda: load_pages(guest.pid, memory_file, [pages]),
+        lambda: load_pages(guest.pid, memory_file, PAGES, [pages]),
     ):
         with pytest.raises(VmmError, match=str(guest.pid)):
+            attempt()
+
+
+@pytest.mark.parametrize("page", [PAGES, 2**30, 7], ids=["next", "far", "twice"])
+def test_hostile_mapping(guests: list[Guest], memory_file: Path, tmp_path: Path, page: int) -> None:
+    """A process that maps a page too many, or one twice, is refused before anything is made of it.
+
+    That it has made the file larger is no excuse: a VMM may write to it.
+    """
+    pages = page_file(tmp_path / "pages", [(1, 1)])
+    os.truncate(memory_file, 2**43)
+    guests[0].tell("map", page)
+    for attempt in (
+        lambda: find_memory(guests[0].pid, memory_file, PAGES),
+        lambda: save_pages(guests[0].pid, memory_file, tmp_path / "saved"),
+        lambda: load_pages(guests[0].pid, memory_file, PAGES, [pages]),
+    ):
+        with pytest.raises(VmmError, match="in another way than a VMM does"):
             attempt()
 
 
@@ -356,5 +376,5 @@ def test_end_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     guest.wait_ready()
     monkeypatch.setattr(memory, "checkpoint", end_in_the_middle)
     with pytest.raises(VmmError, match=str(guest.pid)):
-        load_pages(guest.pid, memory_file, [content])
+        load_pages(guest.pid, memory_file, pages, [content])
     assert pieces == 5

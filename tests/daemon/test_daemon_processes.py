@@ -7,13 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
-from real_daemon import is_running, wait_until
+from real_daemon import is_running, passable_directory, wait_until
 
-from arrakisd.host.processes import is_child_alive, owned, spawn
+from arrakisd.host.processes import is_child_alive, may_open, owned, spawn
+from arrakisd.settings.config import Config
+
+_GROUP = 424242
 
 _WITHOUT_FIRST_THREAD = """
 import ctypes
@@ -98,6 +102,63 @@ async def test_no_new_privileges(tmp_path: Path) -> None:
         await child.wait()
     words = (tmp_path / "log").read_text().split()
     assert words == ["NoNewPrivs:", "1", "0", str(child.pid), str(child.pid)]
+
+
+needs_vmm_user = pytest.mark.skipif(
+    Config().vmm_identity() is None, reason="needs root, and a user for VMMs"
+)
+
+
+@pytest.fixture
+def many_groups() -> Iterator[None]:
+    """Let the test be in other groups, as a root who has logged in is."""
+    before = os.getgroups()
+    os.setgroups([0, _GROUP, _GROUP + 1])
+    yield
+    os.setgroups(before)
+
+
+@needs_vmm_user
+@pytest.mark.usefixtures("many_groups")
+@pytest.mark.parametrize(
+    ("group", "mode", "kept", "opens"),
+    [
+        (_GROUP, 0o660, [_GROUP], True),
+        (_GROUP, 0o666, [], True),
+        (0, 0o660, [], False),
+        (0, 0o600, [], False),
+    ],
+    ids=["group's", "everybody's", "root's group's", "root's"],
+)
+async def test_devices(group: int, mode: int, kept: list[int], opens: bool) -> None:
+    """A child of another user has the groups that its devices need, but root's, and no other."""
+    identity = Config().vmm_identity()
+    assert identity is not None
+    with passable_directory() as directory:
+        device, log = directory / "device", directory / "log"
+        device.touch()
+        os.chown(device, 0, group)
+        device.chmod(mode)
+        argv = ["sh", "-c", 'id -G; : <>"$1"', "sh", str(device)]
+        child = spawn(argv, output=log, identity=identity, devices=[device, directory / "missing"])
+        async with owned(child):
+            assert (await child.wait() == 0) is opens
+        groups = log.read_text().splitlines()[0].split()
+        assert groups == [str(gid) for gid in (identity[1], *kept)]
+        assert may_open(device, identity) is opens
+        assert may_open(device, None)
+
+
+@needs_vmm_user
+@pytest.mark.usefixtures("many_groups")
+async def test_no_devices(tmp_path: Path) -> None:
+    """A child of another user that has no devices to open has no other group than its own."""
+    identity = Config().vmm_identity()
+    assert identity is not None
+    log = tmp_path / "log"
+    async with owned(spawn(["id", "-G"], output=log, identity=identity)) as child:
+        assert await child.wait() == 0
+    assert log.read_text().split() == [str(identity[1])]
 
 
 PARENT = """

@@ -19,7 +19,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Fake]:
     """Both fakes; a device that passes for KVM's; and a cache with what passes for a kernel."""
     device = tmp_path / "kvm"
     device.touch()
-    monkeypatch.setattr(kvm_probe, "_DEVICE", device)
+    monkeypatch.setattr(kvm_probe, "DEVICE", device)
     make_kernel(tmp_path / "cache")
     return {kind: Fake(kind, tmp_path / kind) for kind in ("cloud-hypervisor", "firecracker")}
 
@@ -31,6 +31,7 @@ def settings(fakes: dict[str, Fake], tmp_path: Path, mode: str = "bridge", **mor
         cloud_hypervisor_binary=str(fakes["cloud-hypervisor"].binary),
         firecracker_binary=str(fakes["firecracker"].binary),
         network=NetworkConfig(mode=mode),
+        vmm_user="nobody-else",  # the fakes' Python is often for the user of the tests alone
         **more,
     )
 

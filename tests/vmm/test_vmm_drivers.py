@@ -55,7 +55,7 @@ def test_not_installed(kind: str) -> None:
 async def test_host(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What keeps a hypervisor from running is told before the first start, with what to do."""
     device = tmp_path / "kvm"
-    monkeypatch.setattr(kvm_probe, "_DEVICE", device)
+    monkeypatch.setattr(kvm_probe, "DEVICE", device)
     none, user = NetworkConfig(mode="none"), NetworkConfig(mode="user")
     with pytest.raises(UnsupportedError, match="there is no /dev/kvm") as caught:
         await fake.driver(network=none).choose_accelerator()
@@ -75,7 +75,7 @@ async def test_probe(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Whether KVM works is found out by booting a kernel, once, and remembered."""
     device, cache = tmp_path / "kvm", tmp_path / "cache"
     device.touch()
-    monkeypatch.setattr(kvm_probe, "_DEVICE", device)
+    monkeypatch.setattr(kvm_probe, "DEVICE", device)
     make_kernel(cache)
     driver = fake.driver(network=NetworkConfig(mode="none"), cache_dir=str(cache))
     fake.set(probe="dies")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 import trio
 from vmm_harness import Rig, Stored, ask
 
-from arrakis_rpc.errors import DeadlineError, UnsupportedError, VmmError
+from arrakis_rpc.errors import DeadlineError, ExhaustedError, UnsupportedError, VmmError
 from arrakisd.host.net.interface import UserNic
 from arrakisd.host.vmm import api_vmm
+from arrakisd.host.vmm.errands import copy_sparse
 from arrakisd.wire.peer import domain_error_in
 
 SAVE = {
@@ -37,6 +39,22 @@ async def failure(act: Any, *arguments: Any) -> VmmError:
 def steps(rig: Rig, since: int) -> list[str]:
     """Give the requests since the n-th, each once."""
     return list(dict.fromkeys(call.name for call in rig.fake.calls()[since:]))
+
+
+async def test_full_disk_in_another_language(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That a disk is full is understood whatever language the host's programs speak."""
+    program = tmp_path / "cp"
+    program.write_text(
+        '#!/bin/sh\n[ "$LC_ALL" = C ] && echo "cp: No space left on device" >&2 ||\n'
+        'echo "cp: Auf dem Gerät ist kein Speicherplatz mehr verfügbar" >&2\nexit 1\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    with pytest.raises(ExhaustedError, match="No space left"):
+        await copy_sparse(tmp_path / "from", tmp_path / "to", None)
 
 
 async def test_death_at_every_step(rig: Rig) -> None:

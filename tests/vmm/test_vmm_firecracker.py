@@ -120,7 +120,7 @@ async def test_jail(rig: Rig, tmp_path: Path) -> None:
 async def test_no_jailer(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A jailer that is not there, or a namespace it could not be in, is told before a start."""
     (tmp_path / "kvm").touch()
-    monkeypatch.setattr(kvm_probe, "_DEVICE", tmp_path / "kvm")
+    monkeypatch.setattr(kvm_probe, "DEVICE", tmp_path / "kvm")
     with pytest.raises(UnsupportedError, match="no-such-jailer is not installed"):
         fake.driver(firecracker_jailer="no-such-jailer").check_host()
     with pytest.raises(UnsupportedError, match="taps by name"):
@@ -128,6 +128,40 @@ async def test_no_jailer(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyP
     nobody = {"firecracker_jailer": "true", "vmm_user": "no-such-user"}
     with pytest.raises(UnsupportedError, match="runs as root"):
         fake.driver(**nobody).check_host()
+
+
+_CHECK = """
+import sys
+from pathlib import Path
+from arrakis_rpc.errors import UnsupportedError
+from arrakisd.host.vmm import kvm_probe
+from arrakisd.host.vmm.registry import make_driver
+from arrakisd.settings.config import Config
+from arrakisd.settings.network import NetworkConfig
+kvm_probe.DEVICE = Path(sys.argv[1])
+settings = {"vmm_user": "root", "network": NetworkConfig(mode="none")}
+try:
+    make_driver("firecracker", Config(firecracker_jailer="true", **settings)).check_host()
+except UnsupportedError as error:
+    print(error.message, error.hint)
+"""
+
+
+@needs_root
+@pytest.mark.usefixtures("fake")
+def test_no_right_to_make_devices(tmp_path: Path) -> None:
+    """A daemon that may not make devices is told so, with what to do, before a jailer fails."""
+    device = tmp_path / "kvm"
+    device.touch()
+
+    def check(*prefix: str) -> str:
+        argv = [*prefix, sys.executable, "-c", _CHECK, device]
+        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+    assert check() == ""
+    said = check("setpriv", "--bounding-set=-mknod", "--")
+    assert "CAP_MKNOD" in said
+    assert "docs/operations.md" in said
 
 
 @pytest.mark.usefixtures("fake")

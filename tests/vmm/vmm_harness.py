@@ -78,7 +78,8 @@ class Fake:
     def driver(self, **settings: Any) -> ApiDriver[ApiVmm]:
         """Make a driver for it."""
         setting = f"{self.kind.replace('-', '_')}_binary"
-        chosen = {setting: str(self.binary), **self.defaults, **settings}
+        # The fakes' Python is often one that only the user of the tests can run.
+        chosen = {setting: str(self.binary), "vmm_user": "nobody-else", **self.defaults, **settings}
         return DRIVERS[self.kind](Config(**chosen))
 
 

@@ -45,8 +45,12 @@ class Area:
     first_page: int
 
 
-def find_memory(pid: int, memory_file: Path) -> list[Area]:
-    """Find where a process maps a memory file; in the order of the guest's pages."""
+def find_memory(pid: int, memory_file: Path, pages: int) -> list[Area]:
+    """Find where a process maps a memory file; in the order of the guest's ``pages``.
+
+    Raises `VmmError` if it does not, or as no VMM would that is still itself: a page twice, or
+    beyond those of the guest. The file's size would be no bound, a VMM may write to it.
+    """
     status = memory_file.stat()
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     areas = []
@@ -59,7 +63,11 @@ def find_memory(pid: int, memory_file: Path) -> list[Area]:
             areas.append(Area(begin, (end - begin) // PAGE, int(offset, 16) // PAGE))
     if not areas:
         raise VmmError(f"process {pid} does not map {memory_file}")
-    return sorted(areas, key=lambda area: area.first_page)
+    areas.sort(key=lambda area: area.first_page)
+    begins = [*(area.first_page for area in areas[1:]), pages]
+    if any(area.first_page + area.pages > begin for area, begin in zip(areas, begins, strict=True)):
+        raise VmmError(f"process {pid} maps {memory_file} in another way than a VMM does")
+    return areas
 
 
 def changed_flags(pid: int, areas: list[Area]) -> bytearray:
@@ -92,9 +100,11 @@ class PageSaver:
     that the guest, between its halt and the end of `save`, stands still no longer than needed.
     """
 
-    def __init__(self, pid: int, memory_file: Path, known: Sequence[Path], target: Path) -> None:
+    def __init__(
+        self, pid: int, memory_file: Path, pages: int, known: Sequence[Path], target: Path
+    ) -> None:
         self._pid = pid
-        self._areas = find_memory(pid, memory_file)
+        self._areas = find_memory(pid, memory_file, pages)
         with ExitStack() as owner:
             stack = owner.enter_context(open_stack(known, _end(self._areas)))
             template = owner.enter_context(memory_file.open("rb", buffering=0))
@@ -176,13 +186,13 @@ class PageSaver:
             position += span.pages * PAGE
 
 
-def load_pages(pid: int, memory_file: Path, sources: Sequence[Path]) -> int:
+def load_pages(pid: int, memory_file: Path, pages: int, sources: Sequence[Path]) -> int:
     """Put a stack of page files, the lowest first, into a guest that does not run yet.
 
-    Gives the number of pages. Files that are not whole, or have pages that the guest has
-    not, are refused before anything is written.
+    ``pages`` are all that the guest has; gives how many were put into it. Files that are not
+    whole, or have pages that the guest has not, are refused before anything is written.
     """
-    areas = find_memory(pid, memory_file)
+    areas = find_memory(pid, memory_file, pages)
     with open_stack(sources, _end(areas)) as stack, _open(pid, "mem", "r+b") as memory:
         pieces = [
             (span, list(_addresses(areas, span.first, span.pages))) for span in cut(stack.spans)

@@ -62,11 +62,13 @@ def spawn(
     pass_fds: Sequence[int] = (),
     directory: Path | None = None,
     identity: tuple[int, int] | None = None,
+    devices: Sequence[Path] = (),
     groups: Sequence[Path] = (),
 ) -> Child:
     """Start a child that the kernel kills when the daemon dies.
 
-    ``identity`` are the uid and gid it runs under, ``groups`` the files by which a process joins
+    ``identity`` are the uid and gid it runs under, and ``devices`` what it has to open as such;
+    see `as_user`. ``groups`` are the files by which a process joins
     control groups: it does so as its first act. Its output goes to a file, or to a
     descriptor. This blocks
     for the one or two milliseconds of a vfork, and must run in the main thread: the death
@@ -74,10 +76,7 @@ def spawn(
     has been idle. ``setpriv`` sets identity and death signal, because doing it between fork
     and exec would cost a real fork of the daemon.
     """
-    prefix = ["setpriv", "--pdeathsig", "KILL", "--no-new-privs"]
-    if identity is not None:
-        uid, gid = identity
-        prefix += [f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
+    prefix = ["setpriv", "--pdeathsig", "KILL", "--no-new-privs", *as_user(identity, devices)]
     if groups:
         joining = " && ".join(f"echo 0 > {shlex.quote(str(group))}" for group in groups)
         prefix = ["sh", "-c", f'{joining} && exec "$@"', "sh", *prefix]
@@ -98,6 +97,45 @@ def spawn(
             },
         )
     return Child(popen)
+
+
+def as_user(identity: tuple[int, int] | None, devices: Sequence[Path] = ()) -> list[str]:
+    """Give the arguments with which ``setpriv`` runs a program under a uid and a gid.
+
+    Of other groups it keeps just those by which the ``devices`` are opened, and never root's. None
+    is the daemon's own user, which keeps what it has.
+    """
+    if identity is None:
+        return []
+    uid, gid = identity
+    kept = ",".join(map(str, _groups_of(devices)))
+    return [f"--reuid={uid}", f"--regid={gid}", f"--groups={kept}" if kept else "--clear-groups"]
+
+
+def may_open(device: Path, identity: tuple[int, int] | None) -> bool:
+    """Whether a child that has to open a device, as such a user, can read and write it. Blocks.
+
+    It is tried: besides its mode there are access lists, and what a control group may open.
+    """
+    if identity is None:
+        return os.access(device, os.R_OK | os.W_OK)
+    opening = ["sh", "-c", ': <>"$1"', "sh", str(device)]
+    argv = ["setpriv", *as_user(identity, [device]), "--", *opening]
+    try:
+        tried = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except FileNotFoundError:  # without setpriv there are no children at all
+        return False
+    return tried.returncode == 0
+
+
+def _groups_of(devices: Sequence[Path]) -> list[int]:
+    groups = set()
+    for device in devices:
+        with suppress(OSError):  # who opens it will say what is wrong
+            status = device.stat()
+            if status.st_gid != 0 and status.st_mode & 0o006 != 0o006:
+                groups.add(status.st_gid)
+    return sorted(groups)
 
 
 def is_child_alive(pid: int) -> bool:

@@ -11,6 +11,7 @@ from arrakis_kernel import find_kernel
 from arrakis_rpc.daemon_api import Check
 from arrakis_rpc.errors import UnsupportedError
 
+from ..host.vmm.kvm_probe import DEVICE, device_problem
 from ..host.vmm.registry import DRIVERS
 from ..settings.config import Config, host_memory_mib
 from ..settings.health import LOW_DISK
@@ -34,7 +35,7 @@ def examine(config: Config, usual: str) -> list[Check]:
     return [
         *_hypervisors(config, usual),
         *(_program(*program) for program in _PROGRAMS),
-        _kvm(),
+        _kvm(config),
         _kernel(config),
         _vmm_user(config),
         _socket_group(config),
@@ -67,15 +68,20 @@ def _program(name: str, package: str, purpose: str, required: bool) -> Check:
     )
 
 
-def _kvm() -> Check:
-    device = Path("/dev/kvm")
-    if not device.exists():
-        detail = "not there: guests are emulated, several times slower"
-    elif not os.access(device, os.R_OK | os.W_OK):
-        return Check("kvm", False, "this user may not open it", False, "usermod -aG kvm $USER")
-    else:
+def _kvm(config: Config) -> Check:
+    identity = config.vmm_identity()
+    problem = device_problem(identity)
+    if problem is None:
         detail = "there; whether guests really run under it is tried when the daemon starts"
-    return Check("kvm", device.exists(), detail, required=False)
+        return Check("kvm", True, detail, required=False)
+    own, others = "usermod -aG kvm $USER", "chgrp kvm /dev/kvm && chmod 660 /dev/kvm"
+    return Check(
+        "kvm",
+        False,
+        f"{problem}: guests are emulated, several times slower",
+        required=False,
+        fix=(own if identity is None else others) if DEVICE.exists() else None,
+    )
 
 
 def _kernel(config: Config) -> Check:

@@ -24,7 +24,7 @@ from ..processes import Child, owned, spawn
 from .api_vmm import API_SOCKET, VSOCK_SOCKET, ApiVmm
 from .http_client import checked_socket_path
 from .interface import LaunchSpec, Verdict
-from .kvm_probe import device_problem, kvm_problem
+from .kvm_probe import DEVICE, device_problem, kvm_problem
 
 _VERSION = r"^{} v?(\d+\.\d+(?:\.\d+)?)"
 _OTHER = 'set vmm = "qemu", which can do without'
@@ -63,6 +63,10 @@ class ApiDriver(ABC, Generic[V]):
         """Give the command line of a process that is to be called, and as whom to run it."""
         return [self._binary, *self.arguments], spec.identity
 
+    def kvm_user(self) -> tuple[int, int] | None:
+        """Give the uid and gid under which KVM's device is opened; None for the daemon's own."""
+        return self._config.vmm_identity()
+
     def ready_host(self, spec: LaunchSpec) -> AbstractContextManager[None]:  # noqa: ARG002
         """Have on the host what a process needs beside its files, from before to after it."""
         return nullcontext()
@@ -95,7 +99,7 @@ class ApiDriver(ABC, Generic[V]):
         """Raise `UnsupportedError` for what can be seen at once to be in the way."""
         if self._config.accelerator == "tcg":
             raise UnsupportedError(f"{self.name} cannot emulate a processor", hint=_OTHER)
-        if problem := device_problem():
+        if problem := device_problem(self.kvm_user()):
             raise UnsupportedError(f"{self.name} needs KVM, and {problem}", hint=_OTHER)
         if (mode := self._config.network.mode) not in self.networks:
             known = " or ".join(f'"{one}"' for one in self.networks)
@@ -115,7 +119,8 @@ class ApiDriver(ABC, Generic[V]):
         if kernel is not None:
             with self.probe(kernel) as arguments:
                 argv, memory = [self._binary, *arguments], cache / f"kvm-{self.name}.json"
-                problem = await kvm_problem(argv, self.version(), kernel, memory)
+                user = self.kvm_user()
+                problem = await kvm_problem(argv, self.version(), kernel, memory, user)
         if problem is not None:
             raise UnsupportedError(f"{self.name} needs KVM: {problem}", hint=_OTHER)
         return Verdict("kvm", "a real guest booted under KVM")
@@ -137,6 +142,7 @@ class ApiDriver(ABC, Generic[V]):
                 output=writing.fileno(),
                 directory=spec.directory,
                 identity=identity,
+                devices=[DEVICE],
                 groups=spec.groups,
             )
             theirs.close()

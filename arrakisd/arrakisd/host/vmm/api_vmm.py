@@ -170,9 +170,11 @@ class ApiVmm(ABC):
         Blocks.
         """
         try:
-            return None if self._mapped is None else find_memory(self.pid, self._mapped)
+            if self._mapped is not None:
+                return find_memory(self.pid, self._mapped, self._spec.memory_pages)
         except VmmError:
-            return None
+            pass
+        return None
 
     async def _resume_or_die(self) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 # Bytes that are kept of what is said, and lines that are told: a kernel's panic has up to 50.
-TAIL = 64 * 1024
+_TAIL = 64 * 1024
 _LAST_LINES = 80
 
 
@@ -21,7 +21,7 @@ class Console:
         try:
             while data := await stream.receive_some(65536):
                 self._kept += data
-                del self._kept[:-TAIL]
+                del self._kept[:-_TAIL]
         except trio.BrokenResourceError:
             pass  # the process is gone, which others notice
         finally:
@@ -33,10 +33,5 @@ class Console:
 
     def last_lines(self) -> list[str]:
         """Give the last lines that came, but empty ones."""
-        return last_lines(self._kept)
-
-
-def last_lines(text: bytes | bytearray) -> list[str]:
-    """Give the last lines of a text that a guest may have chosen, but empty ones."""
-    lines = text.decode(errors="replace").splitlines()
-    return [line for line in lines if line.strip()][-_LAST_LINES:]
+        lines = self._kept.decode(errors="replace").splitlines()
+        return [line for line in lines if line.strip()][-_LAST_LINES:]

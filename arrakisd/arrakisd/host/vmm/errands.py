@@ -6,6 +6,7 @@ guest has taken over puts there, links for instance, leads nowhere that it could
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 import trio
 
 from arrakis_rpc.errors import ExhaustedError, UnsupportedError, VmmError
+
+from ..processes import as_user
 
 Identity = tuple[int, int] | None
 
@@ -37,12 +40,13 @@ async def fold_disk(raw: Path, layer: Path, identity: Identity) -> None:
 
 
 async def _run(argv: Sequence[str], identity: Identity) -> None:
-    prefix = ["setpriv", "--no-new-privs"]
-    if identity is not None:
-        uid, gid = identity
-        prefix += [f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
     try:
-        await trio.run_process([*prefix, "--", *argv], capture_stdout=True, capture_stderr=True)
+        await trio.run_process(
+            ["setpriv", "--no-new-privs", *as_user(identity), "--", *argv],
+            capture_stdout=True,
+            capture_stderr=True,
+            env={**os.environ, "LC_ALL": "C"},  # what is said is looked into below
+        )
     except FileNotFoundError as error:
         raise UnsupportedError("setpriv is not installed", hint="apt-get install util-linux") from (
             error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ _NEW_STATE = "new-state"
 _NIC = "nic"
 _MAC = "02:a2:00:00:00:00"
 _GUEST_CID = 3
+_CAP_MKNOD = 27
 
 
 class FirecrackerVmm(ApiVmm):
@@ -196,6 +198,17 @@ class FirecrackerDriver(ApiDriver[FirecrackerVmm]):
                 "Firecracker's jailer needs a daemon that runs as root, and a user for VMMs",
                 hint=f"useradd --system {self._config.vmm_user}; or leave out firecracker_jailer",
             )
+        if not _may_make_devices():
+            raise UnsupportedError(
+                "Firecracker's jailer makes devices, which this daemon has no right to (CAP_MKNOD)",
+                hint='give it to the service, as "Settings" in docs/operations.md says; or leave '
+                "out firecracker_jailer",
+            )
+
+    def kvm_user(self) -> tuple[int, int] | None:
+        """Give the uid and gid under which KVM's device is opened; None for the daemon's own."""
+        # In a jail there is another one, that the jailer gives to the process.
+        return super().kvm_user() if self._jailer is None else None
 
     @contextmanager
     def probe(self, kernel: KernelFiles) -> Iterator[list[str]]:
@@ -209,6 +222,8 @@ class FirecrackerDriver(ApiDriver[FirecrackerVmm]):
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump({"boot-source": source, "machine-config": machine, "drives": []}, file)
             file.flush()
+            if user := self.kvm_user():
+                os.chown(file.name, *user)
             yield ["--no-api", "--enable-pci", "--config-file", file.name]
 
     def directory(self, spec: LaunchSpec) -> Path:
@@ -245,3 +260,10 @@ class FirecrackerDriver(ApiDriver[FirecrackerVmm]):
         """Make what drives a process."""
         jailed = self._jailer is not None
         return FirecrackerVmm(spec, child, self.directory(spec), jailed=jailed)
+
+
+def _may_make_devices() -> bool:
+    # Of this thread: another one may act as a VMM's user just now, without rights.
+    status = Path("/proc/thread-self/status").read_text()
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> _CAP_MKNOD & 1)

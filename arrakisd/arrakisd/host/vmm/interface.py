@@ -66,6 +66,11 @@ class LaunchSpec:
     nic: Nic | None = None
     boot: Boot | None = None
 
+    @property
+    def memory_pages(self) -> int:
+        """How many pages of 4 KiB the guest has."""
+        return self.memory_mib * 256
+
 
 @frozen
 class SnapshotTarget:

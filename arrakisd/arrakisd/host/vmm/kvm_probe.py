@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,43 +16,58 @@ import trio
 
 from arrakis_kernel import KernelFiles
 
-from ..processes import owned, spawn
+from ..processes import may_open, owned, spawn
 
 PROBE_COMMAND_LINE = "console=ttyS0 panic=-1 quiet reboot=t arrakis.probe"
+DEVICE = Path("/dev/kvm")
 
-_DEVICE = Path("/dev/kvm")
 _DEADLINE = 10.0
 _POLL = 0.02
 _MARK = b"ARRAKIS-PROBE-OK"
 
 
-def device_problem() -> str | None:
-    """Tell what is wrong with ``/dev/kvm``, as far as can be seen at once; None if nothing."""
-    if not _DEVICE.exists():
+def device_problem(identity: tuple[int, int] | None) -> str | None:
+    """Tell what is wrong with ``/dev/kvm``, as far as can be seen at once; None if nothing.
+
+    ``identity`` are the uid and gid of who is to open it; None is the daemon's own user. Blocks.
+    """
+    if not DEVICE.exists():
         return "there is no /dev/kvm"
-    if not os.access(_DEVICE, os.R_OK | os.W_OK):
-        return "/dev/kvm may not be opened by this user"
-    return None
+    if may_open(DEVICE, identity):
+        return None
+    if identity is None:
+        return "/dev/kvm cannot be opened by this user"
+    status = DEVICE.stat()
+    return (
+        f"/dev/kvm cannot be opened by VMMs, which run as user {identity[0]}: "
+        f"its group is {status.st_gid}, its mode {stat.S_IMODE(status.st_mode):o}"
+    )
 
 
 async def kvm_problem(
-    argv: Sequence[str], version: str, kernel: KernelFiles | None, memory: Path
+    argv: Sequence[str],
+    version: str,
+    kernel: KernelFiles | None,
+    memory: Path,
+    identity: tuple[int, int] | None,
 ) -> str | None:
     """Tell why no guest runs under KVM; None if one does.
 
-    ``argv`` boots the kernel, with `PROBE_COMMAND_LINE` and the console on its output.
+    ``argv`` boots the kernel, with `PROBE_COMMAND_LINE` and the console on its output, under the
+    uid and gid of VMMs, ``identity``.
     ``memory`` is the file that remembers what came of it, for this boot of the host, this
-    kernel and this version of the VMM.
+    kernel, this version of the VMM and this user.
     """
-    if problem := device_problem():
+    if problem := device_problem(identity):
         return problem
     if kernel is None:
         return "there is no kernel to try KVM with"
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    key = f"{boot_id} {kernel.digest} {version}"
+    user = "{}:{}".format(*identity or (os.geteuid(), os.getegid()))
+    key = f"{boot_id} {kernel.digest} {version} {user}"
     works = _recall(memory, key)
     if works is None:
-        works = await _boots(argv, memory)
+        works = await _boots(argv, memory, identity)
         memory.write_text(json.dumps({"key": key, "works": works}))
     return None if works else "/dev/kvm is there, but a real guest does not boot under it"
 
@@ -66,10 +82,10 @@ def _recall(memory: Path, key: str) -> bool | None:
     return None
 
 
-async def _boots(argv: Sequence[str], memory: Path) -> bool:
+async def _boots(argv: Sequence[str], memory: Path, identity: tuple[int, int] | None) -> bool:
     memory.parent.mkdir(parents=True, exist_ok=True)
     console = memory.with_name(f"{memory.stem}-probe-{os.getpid()}.log")
-    child = spawn(argv, output=console)
+    child = spawn(argv, output=console, identity=identity, devices=[DEVICE])
     try:
         async with owned(child), trio.open_nursery() as nursery:
             with trio.move_on_after(_DEADLINE):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
-import stat
 import subprocess
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, asynccontextmanager
@@ -25,7 +23,7 @@ from ..net.interface import TapNic
 from ..processes import Child, owned, spawn
 from . import qemu_arguments
 from .channel import Channel
-from .console import TAIL, Console, last_lines
+from .console import Console
 from .interface import (
     LaunchSpec,
     Saved,
@@ -34,6 +32,7 @@ from .interface import (
     Verdict,
     VmmEnd,
 )
+from .kvm_probe import DEVICE
 from .qemu_probe import choose_accelerator
 from .qmp import QmpClient, QmpClosedError, open_qmp
 
@@ -53,6 +52,7 @@ class QemuDriver:
         self._binary = config.qemu_binary
         self._accelerator = config.accelerator
         self._cache = Path(config.cache_dir)
+        self._config = config
         self._version: str | None = None
 
     def version(self) -> str:
@@ -78,7 +78,8 @@ class QemuDriver:
             return Verdict(self._accelerator, "set in the configuration")
         memory = self._cache / "accelerator.json"
         kernel = find_kernel(self._cache)
-        return await choose_accelerator(self._binary, self.version(), kernel, memory)
+        identity = self._config.vmm_identity()
+        return await choose_accelerator(self._binary, self.version(), kernel, memory, identity)
 
     @asynccontextmanager
     async def launch(self, spec: LaunchSpec) -> AsyncIterator[QemuVmm]:
@@ -88,17 +89,18 @@ class QemuDriver:
         that somebody else could connect to, or that could be left behind.
         """
         with ExitStack() as ours, ExitStack() as theirs:
-            pairs = [socket.socketpair() for _ in range(3)]
-            qmp, agent, console = (ours.enter_context(left) for left, _ in pairs)
-            fds = [theirs.enter_context(right).fileno() for _, right in pairs]
+            pairs = [socket.socketpair() for _ in range(4)]
+            qmp, agent, console, said = (ours.enter_context(left) for left, _ in pairs)
+            *fds, output = (theirs.enter_context(right).fileno() for _, right in pairs)
             wires = qemu_arguments.Wires(*fds)
             if isinstance(spec.nic, TapNic):
                 fds.append(spec.nic.fd)
             child = spawn(
                 qemu_arguments.command_line(self._binary, spec, wires),
-                output=spec.directory / "vmm.log",
+                output=output,
                 pass_fds=fds,
                 identity=spec.identity,
+                devices=[DEVICE] if spec.accelerator == "kvm" else [],
                 groups=spec.groups,
             )
             theirs.close()
@@ -106,6 +108,7 @@ class QemuDriver:
             async with owned(child), trio.open_nursery() as nursery:
                 vmm = QemuVmm(spec, child, agent)
                 nursery.start_soon(vmm.console.pump, _stream(console))
+                nursery.start_soon(vmm.output.pump, _stream(said))
                 async with open_qmp(_stream(qmp), vmm.on_event) as client:
                     vmm.qmp = client
                     yield vmm
@@ -123,6 +126,7 @@ class QemuVmm:
         self._child = child
         self._agent = agent
         self.console = Console()
+        self.output = Console()  # which a guest can make endless
         self._greeting = trio.Lock()
         self._is_ready = False
         self._running = spec.boot is not None
@@ -160,7 +164,8 @@ class QemuVmm:
             if saved.pages:
                 nursery.start_soon(
                     trio.to_thread.run_sync,
-                    *(load_pages, self.pid, self._spec.memory_file, saved.pages),
+                    *(load_pages, self.pid, self._spec.memory_file, self._spec.memory_pages),
+                    saved.pages,
                 )
         with saved.device_state.open("rb") as state:
             await self._answer("getfd", self.qmp.give_file(state, _DEVICE_STATE))
@@ -202,7 +207,7 @@ class QemuVmm:
         The caller must keep the agent's channel quiet meanwhile: QEMU moves its bytes in
         and out of guest RAM even while the vCPUs stand.
         """
-        known = (self._spec.memory_file, target.known_pages)
+        known = (self._spec.memory_file, self._spec.memory_pages, target.known_pages)
         with await trio.to_thread.run_sync(PageSaver, self.pid, *known, target.pages) as saver:
             return await self._save(target, saver)
 
@@ -294,6 +299,7 @@ class QemuVmm:
         """Wait until the process has ended; give how."""
         status = await self._child.wait()
         with trio.move_on_after(_END_DEADLINE):
+            await self.output.wait_closed()  # its last lines say what is wrong
             await self.console.wait_closed()  # its last lines say what the guest saw
             await self.qmp.closed.wait()  # its last event says why
         if status < 0:
@@ -305,8 +311,7 @@ class QemuVmm:
 
     def last_words(self) -> list[str]:
         """Give the last lines of the process's own output and of the guest's console."""
-        log = _tail(self._spec.directory / "vmm.log")
-        return [*self.console.last_lines(), *last_lines(log)]
+        return [*self.console.last_lines(), *self.output.last_lines()]
 
     def on_event(self, event: str, data: dict[str, Any], happened: float) -> None:
         """Take an event from QMP."""
@@ -350,18 +355,3 @@ class QemuVmm:
 def _stream(end: socket.socket) -> trio.SocketStream:
     """Make a trio stream of a connected socket."""
     return trio.SocketStream(trio.socket.from_stdlib_socket(end))
-
-
-def _tail(path: Path) -> bytes:
-    """Give the end of a file in a directory that a VMM may have filled with anything."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return b""
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            return b""
-        return os.pread(fd, TAIL, max(0, status.st_size - TAIL))
-    finally:
-        os.close(fd)
