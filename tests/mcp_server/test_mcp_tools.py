@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Callable
 from typing import Any
 
 import mcp_types
 import pytest
+import trio
 from cli_harness import EVERYTHING, FORWARD, SNAPSHOT
 from mcp import MCPError
 from mcp_harness import fail, inside, on_stdio, read, text_of, use
 from scripted_daemon import VM, Peer, Script, Server, answering, completed
 from scripted_guest import Guest, stat
 
+from arrakis.mcp.bounds import as_unicode
 from arrakis_rpc.connection import CallReceived
 from arrakis_rpc.errors import (
     AlreadyExistsError,
@@ -232,6 +235,9 @@ async def test_wrong_arguments_are_errors_of_the_tool(scripted: Start) -> None:
         assert "base64" in await fail(
             client, "upload_file", vm_name="box", path="a", content="%", encoding="base64"
         )
+        assert "InvalidParamsError: content is not base64" in await fail(
+            client, "upload_file", vm_name="box", path="a", content="é", encoding="base64"
+        )
         assert "stdin has" in await fail(
             client, "exec", vm_name="box", command="cat", stdin="x" * (2**20 + 1)
         )
@@ -396,3 +402,85 @@ async def test_a_guest_cannot_make_the_server_fail(scripted: Start) -> None:
         said = await fail(client, "download_file", vm_name="box", path="a")
         assert "FileOperationError" in said
         assert "ConnectionLostError" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("Grüße 😀", "Grüße 😀"),
+        (os.fsdecode(b"caf\xe9"), "caf\N{REPLACEMENT CHARACTER}"),
+        ("half a pair: \ud83d", "half a pair: \\ud83d"),
+        ("\udcff\ud83d", "\\udcff\\ud83d"),
+    ],
+)
+def test_text_becomes_text_that_can_be_encoded(text: str, clean: str) -> None:
+    """What is Unicode stays, what is not is replaced or escaped."""
+    assert as_unicode(text) == clean
+    clean.encode()
+
+
+async def test_what_is_not_utf_8_is_replaced_wherever_it_comes_from(scripted: Start) -> None:
+    """Names, commands, consoles, errors and progress of a guest are told with its bad bytes."""
+    bad, good = os.fsdecode(b"caf\xe9"), "caf\N{REPLACEMENT CHARACTER}"
+    vm = {**VM, "failure": {"reason": bad, "console": [bad]}}
+
+    def start(peer: Peer, call: CallReceived) -> Any:
+        peer.note(call, "call.progress", text=bad, step=1, total=3)
+        return vm
+
+    script = answering(
+        vm_start=start,
+        vm_info=vm,
+        vm_list={"vms": [vm]},
+        vm_pause=InvalidStateError(bad, hint=bad, state=bad, required=bad),
+        file_list={"entries": [stat(bad, "symlink", target=bad)], "more": False},
+        file_read=FileOperationError(f"{bad}: No such file or directory", errno=2),
+        snapshot_list={"snapshots": [{**SNAPSHOT, "label": bad}]},
+        snapshot_diff={
+            "files": [{"path": bad, "change": "added", "kind": "file", "size": 1}],
+            "processes": [{"pid": 7, "change": "added", "command": bad}],
+            "complete": True,
+        },
+        port_list={"ports": [{**FORWARD, "description": bad}]},
+    )
+    told: list[str | None] = []
+
+    async def progress(_: float, __: float | None, message: str | None) -> None:
+        told.append(message)
+
+    with trio.fail_after(60):  # a server that has died answers nothing
+        async with on_stdio(scripted(script).path) as client:
+            started = await client.call_tool(
+                "start_sandbox", {"name": "box"}, progress_callback=progress
+            )
+            listing = await use(client, "list_files", vm_name="box")
+            missing = await fail(client, "download_file", vm_name="box", path="a")
+            paused = await fail(client, "update_vm_state", vm_name="box", status="paused")
+            stored = await use(client, "snapshots")
+            difference = await use(client, "snapshot_diff", before="a", after="b")
+            ports = await use(client, "ports", vm_name="box")
+            one = await read(client, "arrakis://vm/box")
+            everything = await read(client, "arrakis://vms")
+    assert not started.is_error, text_of(started)
+    assert told == [good]
+    assert [(entry["name"], entry["target"]) for entry in listing["entries"]] == [(good, good)]
+    assert missing.endswith(f"FileOperationError: {good}: No such file or directory")
+    assert paused.endswith(f"{good}\nIt is {good}, and has to be {good}.\nHint: {good}")
+    assert stored["snapshots"][0]["label"] == good
+    assert difference["files"][0]["path"] == difference["processes"][0]["command"] == good
+    assert ports["ports"][0]["description"] == good
+    assert one["failure"] == {"reason": good, "console": [good]}
+    assert everything == {"vms": [one]}
+
+
+async def test_a_defect_is_told_and_logged(
+    scripted: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception nobody expected is no silent failure, and its traceback is in the log."""
+    monkeypatch.setattr("arrakis.manager.SandboxManager.health", lambda _: 1 // 0)
+    async with inside(scripted(answering()).path) as client:
+        said = await fail(client, "health")
+    assert "InternalError: ZeroDivisionError: integer division" in said
+    [record] = caplog.records
+    assert record.exc_info
+    assert record.exc_info[0] is ZeroDivisionError

@@ -6,7 +6,6 @@ The docstring of a tool is what the model is told of it.
 from __future__ import annotations
 
 import base64
-import binascii
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -170,9 +169,7 @@ def list_files(job: Job, vm_name: VmName, path: Path = ".") -> Listing:
 
 
 def _decoded(content: str, encoding: Encoding) -> bytes:
-    if encoding == "utf-8":
-        return content.encode()
     try:
-        return base64.b64decode(content, validate=True)
-    except binascii.Error as error:
-        raise InvalidParamsError(f"content is not base64: {error}") from error
+        return content.encode() if encoding == "utf-8" else base64.b64decode(content, validate=True)
+    except ValueError as error:
+        raise InvalidParamsError(f"content is not {encoding}: {error}") from error

@@ -7,6 +7,7 @@ whose calls can be ended from outside. The connections are shared by all jobs.
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections.abc import Callable, Coroutine
 from functools import cached_property, partial
@@ -22,12 +23,16 @@ from arrakis import SandboxManager
 from arrakis._call import Call
 from arrakis._client import Client
 from arrakis_rpc.daemon_api import Progress
-from arrakis_rpc.errors import ArrakisError, CancelledError
+from arrakis_rpc.errors import ArrakisError, CancelledError, InternalError
+
+from .bounds import as_unicode
 
 Result = TypeVar("Result")
 Notify = Callable[[float, float | None, str], Coroutine[Any, Any, None]]
 
 MOST_JOBS = 64
+
+_log = logging.getLogger(__name__)
 
 
 class Request(Protocol):
@@ -61,12 +66,14 @@ class Jobs:
     ) -> Result:
         """Run ``work`` in a thread; give what it returns, raise the `ArrakisError` it raises.
 
+        Anything else that it raises is a defect: it is logged, and `InternalError` says what.
+
         When this is cancelled, or whoever sent ``request`` goes away, the calls to the daemon
         that ``work`` is in are cancelled; the thread then ends by itself, soon.
         """
         client = _CancellableClient(self._manager._client)
         job = Job(_view(self._manager, client), partial(_tell, notify, _Counter()))
-        outcome: Result | ArrakisError = CancelledError("the client went away")
+        outcome: Result | Exception = CancelledError("the client went away")
         try:
             async with anyio.create_task_group() as group:
                 if request is not None:
@@ -79,6 +86,12 @@ class Jobs:
             client.cancel()
         if isinstance(outcome, ArrakisError):
             raise outcome
+        if isinstance(outcome, Exception):
+            _log.error("a tool failed", exc_info=outcome)
+            raise InternalError(
+                f"{type(outcome).__name__}: {outcome}",
+                hint="the stderr of the MCP server has the traceback",
+            ) from outcome
         return outcome
 
     def _threads(self) -> anyio.CapacityLimiter:
@@ -138,17 +151,17 @@ def _view(manager: SandboxManager, client: Client) -> SandboxManager:
     return view
 
 
-def _attempt(work: Callable[[Job], Result], job: Job) -> Result | ArrakisError:
+def _attempt(work: Callable[[Job], Result], job: Job) -> Result | Exception:
     # As a value: a task group would wrap what is raised.
     try:
         return work(job)
-    except ArrakisError as error:
+    except Exception as error:  # noqa: BLE001 -- the caller, if it still waits, tells them apart
         return error
 
 
 def _tell(notify: Notify | None, counter: _Counter, progress: Progress) -> None:
     if notify is not None:
-        anyio.from_thread.run(notify, float(counter.next()), None, progress.text)
+        anyio.from_thread.run(notify, float(counter.next()), None, as_unicode(progress.text))
 
 
 async def _cancel_when_gone(request: Request, scope: anyio.CancelScope) -> None:

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from arrakis_rpc.converter import unstructure
 
+from .bounds import as_unicode
 
-class PortForward(BaseModel):
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return as_unicode(value)
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return value
+
+
+class _Result(BaseModel):
+    """What a tool gives. Of whatever it is made, all of its text can be encoded."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clean(cls, value: Any) -> Any:
+        return _encodable(value)
+
+
+class PortForward(_Result):
     """A port of the sandbox that is reachable from the daemon's host."""
 
     guest_port: int = Field(description="TCP port in the sandbox")
@@ -17,7 +38,7 @@ class PortForward(BaseModel):
     description: str
 
 
-class VmDescription(BaseModel):
+class VmDescription(_Result):
     """A sandbox."""
 
     name: str
@@ -43,20 +64,20 @@ class VmDescription(BaseModel):
         return cls.model_validate(unstructure(info))
 
 
-class VmDescriptions(BaseModel):
+class VmDescriptions(_Result):
     """All sandboxes, by name."""
 
     vms: list[VmDescription]
 
 
-class SnapshotTaken(BaseModel):
+class SnapshotTaken(_Result):
     """A snapshot that now exists."""
 
     snapshot_id: str = Field(description="what restore_snapshot takes")
     vm_name: str
 
 
-class SnapshotDescription(BaseModel):
+class SnapshotDescription(_Result):
     """A stored snapshot."""
 
     id: str
@@ -68,13 +89,13 @@ class SnapshotDescription(BaseModel):
     depth: int = Field(0, description="number of ancestors; in snapshot_tree only")
 
 
-class SnapshotDescriptions(BaseModel):
+class SnapshotDescriptions(_Result):
     """Snapshots."""
 
     snapshots: list[SnapshotDescription]
 
 
-class CommandOutput(BaseModel):
+class CommandOutput(_Result):
     """What a command said, and how it ended."""
 
     output: str = Field(description="stdout and stderr, in order")
@@ -82,7 +103,7 @@ class CommandOutput(BaseModel):
     omitted_bytes: int = Field(0, description="bytes left out of the middle of a long output")
 
 
-class Execution(BaseModel):
+class Execution(_Result):
     """What a command said, and how it ended."""
 
     stdout: str
@@ -94,14 +115,14 @@ class Execution(BaseModel):
     omitted_bytes: int = Field(0, description="bytes left out of the middle of long streams")
 
 
-class FileWritten(BaseModel):
+class FileWritten(_Result):
     """A file that was written, whole."""
 
     path: str
     size: int = Field(description="bytes")
 
 
-class FileContent(BaseModel):
+class FileContent(_Result):
     """A file, or a part of it."""
 
     path: str
@@ -114,7 +135,7 @@ class FileContent(BaseModel):
     )
 
 
-class FileEntry(BaseModel):
+class FileEntry(_Result):
     """A directory entry."""
 
     name: str
@@ -125,7 +146,7 @@ class FileEntry(BaseModel):
     target: str | None = Field(None, description="where a symlink points")
 
 
-class Listing(BaseModel):
+class Listing(_Result):
     """A directory."""
 
     path: str
@@ -133,26 +154,26 @@ class Listing(BaseModel):
     note: str = Field("", description="says so when entries are left out")
 
 
-class Forks(BaseModel):
+class Forks(_Result):
     """New sandboxes, all running."""
 
     names: list[str]
 
 
-class Ports(BaseModel):
+class Ports(_Result):
     """The forwarded ports of a sandbox."""
 
     ports: list[PortForward]
 
 
-class Acted(BaseModel):
+class Acted(_Result):
     """What was done on a desktop."""
 
     vm_name: str
     done: str
 
 
-class FileChange(BaseModel):
+class FileChange(_Result):
     """A file that is different."""
 
     path: str
@@ -161,7 +182,7 @@ class FileChange(BaseModel):
     size: int = Field(description="bytes")
 
 
-class ProcessChange(BaseModel):
+class ProcessChange(_Result):
     """A process that came or went."""
 
     pid: int
@@ -169,7 +190,7 @@ class ProcessChange(BaseModel):
     command: str
 
 
-class Difference(BaseModel):
+class Difference(_Result):
     """What is different in one snapshot from another."""
 
     files: list[FileChange]
@@ -177,13 +198,13 @@ class Difference(BaseModel):
     note: str = Field("", description="says so when something is left out")
 
 
-class Removed(BaseModel):
+class Removed(_Result):
     """What no longer exists."""
 
     removed: list[str]
 
 
-class GuestHealth(BaseModel):
+class GuestHealth(_Result):
     """How a sandbox is, by its own account."""
 
     booted: bool
@@ -194,7 +215,7 @@ class GuestHealth(BaseModel):
     processes: int
 
 
-class Health(BaseModel):
+class Health(_Result):
     """How the daemon is, and one sandbox if one was named."""
 
     status: str

@@ -19,6 +19,7 @@ from arrakis_rpc.errors import ArrakisError, NotFoundError
 from . import desktop_tools as desktop
 from . import guest_tools as guest
 from . import machine_tools as machines
+from .bounds import as_unicode
 from .jobs import Job, Jobs
 
 INSTRUCTIONS = """\
@@ -169,4 +170,4 @@ def explain(error: ArrakisError) -> str:
         lines.append(f"It is {error.state}, and has to be {error.required}.")
     if error.hint:
         lines.append(f"Hint: {error.hint}")
-    return "\n".join(lines)
+    return as_unicode("\n".join(lines))
