@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Iterator
 from types import TracebackType
@@ -34,7 +35,10 @@ class Files:
         self._vm = vm
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Give a file's bytes: all, or up to ``length`` from ``offset`` on."""
+        """Give a file's bytes: all, or up to ``length`` from ``offset`` on.
+
+        Raises `ProtocolError` for a guest that sends more than ``length``.
+        """
         with self.open_read(path, offset, length) as chunks:
             return b"".join(chunks)
 
@@ -47,9 +51,12 @@ class Files:
 
         with sandbox.files.open_read("/var/log/dpkg.log") as chunks:
             for chunk in chunks: ...
+
+        Raises as `read` does, while they are taken.
         """
         args = without_none(path=path, offset=offset, length=length)
-        return FileChunks(self._client.open("file.read", {"vm": self._vm, "args": args}))
+        call = self._client.open("file.read", {"vm": self._vm, "args": args})
+        return FileChunks(call, length)
 
     def write(
         self,
@@ -141,7 +148,8 @@ class Files:
         The guest is not trusted: a file is written aside and renamed when it is complete,
         names that are paths are refused (`ProtocolError`), symbolic links and special
         files are not copied but named in ``skipped`` of the result, and no link below
-        ``local`` is followed. Raises `OSError` for a local file.
+        ``local`` is followed. A link that ``local`` itself is is followed, and a file goes
+        into the device or pipe that it is. Raises `OSError` for a local file.
         """
         return download_tree(self, remote, os.fspath(local), progress)
 
@@ -152,12 +160,20 @@ class Files:
 class FileChunks:
     """A file of a sandbox that is being read. Iterate over it once, or close it."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, length: int | None = None) -> None:
         self._call = call
+        self._length = math.inf if length is None else length
 
     def __iter__(self) -> Iterator[bytes]:
+        taken = 0
         while (item := self._call.take()) is not None:
             if isinstance(item, DataReceived):
+                taken += len(item.data)
+                if taken > self._length:
+                    self.close()
+                    raise ProtocolError(
+                        f"the guest sends more than the {self._length} bytes that were asked for"
+                    )
                 yield item.data
         self._call.result()
 

@@ -125,8 +125,9 @@ class Sandbox:
         After ``ttl`` seconds, counted from its start or from when it was last resumed from
         disk, or ``idle_timeout`` seconds in which nobody used it, it is suspended, stopped or
         destroyed: ``on_timeout`` is ``"suspend"``, ``"stop"`` or ``"destroy"``. 0 lifts a limit.
-        Used it is by any call but `info` and `health`, as long as that lasts, and by connections
-        to its ports at the host's loopback. `info` has the limits, and when they end it.
+        Used it is by any call but `info`, `health`, this one and ``ports.list()``, as long as that
+        lasts, and by connections to its ports at the host's loopback. `info` has the limits, and
+        when they end it.
 
         A VM whose guest has not answered for a while has ``unresponsive_since`` in its `info`. By
         ``on_unresponsive`` it is then left as it is (``"leave"``), taken back to its last snapshot

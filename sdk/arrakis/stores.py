@@ -77,8 +77,8 @@ class Snapshots:
     ) -> None:
         """Write a snapshot, its ancestors and its template into one file, whole or not at all.
 
-        Its image is not in it. Raises `NotFoundError`, `IntegrityError` when the stored data is
-        damaged, `OSError` for the file.
+        Its image is not in it. A device or a pipe is written into as the data comes. Raises
+        `NotFoundError`, `IntegrityError` when the stored data is damaged, `OSError` for the file.
         """
         call = self._client.open("snapshot.export", {"id": snapshot_id})
         try:

@@ -2,14 +2,16 @@
 
 What comes out of a guest is hostile until shown otherwise: it chooses the names, and may
 claim that a name is a link at one moment and a directory at the next. So every name is
-resolved relative to a descriptor of its directory, and never through a link.
+resolved relative to a descriptor of its directory, and never through a link. Only the one
+target that the caller named is what it is here: links are followed, devices written into.
 """
 
 # pathlib knows no descriptors of directories.
-# ruff: noqa: PTH103, PTH116, PTH123
+# ruff: noqa: PTH103, PTH110, PTH114, PTH116, PTH123
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import secrets
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from .files import Files
 
 MAX_DEPTH = 100
+# It must be there, and a terminal must not become ours.
+_INTO = os.O_WRONLY | os.O_TRUNC | os.O_NOCTTY | os.O_CLOEXEC
 _LATEST_TIME = 2**33
 
 
@@ -137,13 +141,34 @@ def download_tree(files: Files, remote: str, local: str, progress: OnTransfer | 
         with _opened_directory(local) as directory:
             _download_directory(files, remote, directory, tally, depth=0)
     else:
-        parent, name = os.path.split(local)
-        if name in ("", ".", ".."):
-            raise IsADirectoryError(f"{local} is a directory")
         tally.transfer.total = stat.size
-        with _opened_directory(parent or ".") as directory:
-            _download_file(files, remote, stat, directory, name, tally)
+        place = _place(local)
+        if place is None:
+            _download_into(files, remote, local, tally)
+        else:
+            parent, name = os.path.split(place)
+            with _opened_directory(parent or ".") as directory:
+                _download_file(files, remote, stat, directory, name, tally)
     return tally.transfer
+
+
+def _place(named: str) -> str | None:
+    """Give the path of the regular file, there or not, that a path leads to through links.
+
+    None is something else that can be written into, a device or a pipe. Raises `OSError`,
+    `IsADirectoryError` for a directory.
+    """
+    path = os.path.realpath(named) if os.path.islink(named) else named
+    try:
+        mode = os.stat(named).st_mode
+    except FileNotFoundError:
+        if os.path.split(path)[1] not in ("", ".", ".."):
+            return path
+        mode = modes.S_IFDIR
+    if modes.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), named)
+    # A link of /proc may lead to a file that has no name any more.
+    return path if modes.S_ISREG(mode) and os.path.exists(path) else None
 
 
 def _resolve(files: Files, remote: str) -> FileStat:
@@ -175,6 +200,13 @@ def _download_directory(
             tally.transfer.skipped.append(path)
 
 
+def _download_into(files: Files, remote: str, path: str, tally: _Tally) -> None:
+    tally.begin(remote)
+    with open(os.open(path, _INTO), "wb") as file:
+        _copy(files, remote, file, tally)
+    tally.end()
+
+
 def _download_file(
     files: Files, remote: str, stat: FileStat, directory: int, name: str, tally: _Tally
 ) -> None:
@@ -183,10 +215,8 @@ def _download_file(
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(aside, flags, stat.mode & 0o777, dir_fd=directory)
     try:
-        with open(descriptor, "wb") as file, files.open_read(remote) as chunks:
-            for chunk in chunks:
-                file.write(chunk)
-                tally.add(len(chunk))
+        with open(descriptor, "wb") as file:
+            _copy(files, remote, file, tally)
             file.flush()
             if math.isfinite(stat.mtime) and 0 <= stat.mtime < _LATEST_TIME:
                 os.utime(descriptor, (stat.mtime, stat.mtime))
@@ -197,9 +227,25 @@ def _download_file(
     tally.end()
 
 
+def _copy(files: Files, remote: str, file: IO[bytes], tally: _Tally) -> None:
+    with files.open_read(remote) as chunks:
+        for chunk in chunks:
+            file.write(chunk)
+            tally.add(len(chunk))
+
+
 @contextmanager
-def replaced(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file during a block; it is there whole when that ends well, and not before."""
+def replaced(named: Path) -> Iterator[IO[bytes]]:
+    """Write a file during a block; it is there whole when that ends well, and not before.
+
+    Links are followed, and what is no regular file, a device or a pipe, is written into.
+    """
+    place = _place(os.fspath(named))
+    if place is None:
+        with open(os.open(named, _INTO), "wb") as file:
+            yield file
+        return
+    path = Path(place)
     aside = path.with_name(f".arrakis-{secrets.token_hex(8)}")
     try:
         with aside.open("xb") as file:

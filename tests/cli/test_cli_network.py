@@ -10,7 +10,8 @@ import pytest
 from cli_harness import FORWARD, GUI, Cli
 from scripted_daemon import VM, Peer, completed
 
-from arrakis_rpc.connection import CallReceived
+from arrakis_rpc.connection import CallCancelled, CallReceived
+from arrakis_rpc.errors import CancelledError
 
 
 def port(guest: int, host: int | None = None) -> dict[str, Any]:
@@ -197,7 +198,13 @@ def test_gui_tells_how_to_connect(arrakis: Cli) -> None:
 
 @pytest.mark.parametrize(
     ("told", "shown"),
-    [(b"1a2b3c4d\n", "1a2b3c4d"), (b"\x1b[2J", None), (b"123456789", None), (b"", None)],
+    [
+        (b"1a2b3c4d\n", "1a2b3c4d"),
+        (b"\x1b[2J", None),
+        (b"123456789", None),
+        (b"", None),
+        (b"1a2b3c4d\n" + b" " * 4096, None),
+    ],
 )
 def test_gui_tells_the_password(
     arrakis: Cli,
@@ -223,6 +230,30 @@ def test_gui_tells_the_password(
     assert ("Password" in out) == (shown is not None)
     assert (tmp_path / "asked").read_text() == f"127.0.0.1::20001 {shown or 'none'}\n"
     assert json.loads(arrakis("gui", "box", "--json")[1])["password"] == shown
+
+
+def test_gui_reads_no_more_than_a_password_takes(arrakis: Cli) -> None:
+    """A guest that never stops talking is stopped, and has no password."""
+
+    def talk(peer: Peer, call: CallReceived) -> Any:
+        while not any(isinstance(event, CallCancelled) for event in peer.waiting):
+            peer.data(call, "stderr", bytes(1000))
+        return CancelledError("cancelled")
+
+    arrakis.serve(exec_run=talk)
+    assert json.loads(arrakis("gui", "box", "--json")[1])["password"] is None
+
+
+def test_gui_tells_why_the_guest_has_no_password_for_it(arrakis: Cli) -> None:
+    """A program for the password that fails is an error, with what it says."""
+
+    def refuse(peer: Peer, call: CallReceived) -> Any:
+        peer.data(call, "stderr", b"no desktop\n")
+        return completed(exit_code=1)
+
+    arrakis.serve(exec_run=refuse)
+    said = "error: command failed: exit status 1\n  no desktop\n"
+    assert arrakis("gui", "box") == (1, "", said)
 
 
 def test_gui_of_a_machine_without_such_a_port_says_how_to_have_one(arrakis: Cli) -> None:

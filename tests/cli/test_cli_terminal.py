@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from cli_harness import Start
 from scripted_daemon import VM, GoneError, Peer, answering, completed
+from scripted_guest import Guest
 from terminal_harness import PROGRAM, OnTerminal
 
 from arrakis_rpc.connection import (
@@ -102,22 +103,38 @@ def test_shell_on_a_missing_machine_does_not_spoil_the_screen(
     assert b"error: exec.run\r\n" in screen.seen
 
 
+@pytest.mark.parametrize("image", ["[red]base", "\\[/red]base", "base\\"])
 def test_progress_is_drawn_on_a_terminal(
-    scripted: Start, terminal: Callable[..., OnTerminal]
+    scripted: Start, terminal: Callable[..., OnTerminal], image: str
 ) -> None:
     """Steps are shown while they last, and gone afterwards; names are not markup."""
 
     def start(peer: Peer, call: CallReceived) -> Any:
-        peer.note(call, "call.progress", text="booting [red]base", step=1, total=2)
+        peer.note(call, "call.progress", text=f"booting {image}", step=1, total=2)
         go_on.wait(60)
         return VM
 
     go_on = threading.Event()
     screen = terminal(scripted(answering(vm_start=start, vm_info=VM)).path, "start", "box")
-    screen.expect(b"booting [red]base")
+    screen.expect(f"booting {image}".encode())
     go_on.set()
     assert screen.end() == 0
     assert screen.seen.endswith(b"started box at 10.20.1.2/24\r\n")
+
+
+def test_copy_of_a_name_with_markup_is_drawn_on_a_terminal(
+    scripted: Start, terminal: Callable[..., OnTerminal], tmp_path: Path
+) -> None:
+    """Names that a guest chose are shown as they are, and fail no copy."""
+    guest = Guest()
+    guest.add_directory("/d/\\[")
+    guest.add("/d/\\[/red]", b"x")
+    target = tmp_path / "down"
+    screen = terminal(scripted(guest.script).path, "cp", "box:/d", str(target))
+    screen.expect(b"/d/\\[/red]")
+    assert screen.end() == 0
+    assert screen.seen.endswith(b"copied 1 file, 1 B\r\n")
+    assert (target / "\\[" / "red]").read_bytes() == b"x"
 
 
 def test_ctrl_c_cancels_the_call(scripted: Start, terminal: Callable[..., OnTerminal]) -> None:
@@ -146,6 +163,17 @@ def run_program(socket: Path, *arguments: str, **options: Any) -> Any:
     )
 
 
+def run_redirected(redirection: str, socket: Path, *arguments: str) -> Any:
+    """Run the command line with what a shell does to its streams before."""
+    return subprocess.run(
+        ["sh", "-c", f'"$@" {redirection}', "sh", *PROGRAM, "--socket", socket, *arguments],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},  # buffers are what can fail twice
+    )
+
+
 def copy(peer: Peer, call: CallReceived) -> Any:
     """A command like cat, if it has an input."""
     if call.params["args"]["stdin"]:
@@ -166,14 +194,72 @@ def test_what_is_piped_in_comes_out(scripted: Start) -> None:
 def test_without_an_input_there_is_none(scripted: Start, redirection: str) -> None:
     """An empty or a closed stdin is an empty input."""
     socket = scripted(answering(exec_run=copy)).path
-    line = f'"$@" {redirection}'
-    done = subprocess.run(
-        ["sh", "-c", line, "sh", *PROGRAM, "--socket", socket, "exec", "box", "cat"],
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_redirected(redirection, socket, "exec", "box", "cat")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def loud(peer: Peer, call: CallReceived) -> Any:
+    """A command that writes to both of its streams."""
+    peer.data(call, "stdout", b"out")
+    peer.data(call, "stderr", b"err")
+    return completed(exit_code=3)
+
+
+def begin(peer: Peer, call: CallReceived) -> Any:
+    """A start that tells what it does."""
+    peer.note(call, "call.progress", text="booting", step=1, total=2)
+    return VM
+
+
+@pytest.mark.parametrize(
+    ("redirection", "line", "code", "out", "err"),
+    [
+        (">&-", "--version", 0, b"", b""),
+        (">&-", "list", 0, b"", b""),
+        (">&- </dev/null", "exec box x", 3, b"", b"err"),
+        (">&-", "start box", 0, b"", b"[1/2] booting\n"),
+        ("2>&- </dev/null", "exec box x", 3, b"out", b""),
+        ("2>&-", "start box", 0, b"started box at 10.20.1.2/24\n", b""),
+        ("2>&- >&-", "list nothing else", 2, b"", b""),
+    ],
+)
+def test_streams_that_are_closed_take_nothing(
+    scripted: Start, redirection: str, line: str, code: int, out: bytes, err: bytes
+) -> None:
+    """What is printed there is lost, and nothing else: the exit code is that of the work."""
+    script = answering(vm_list={"vms": [VM]}, vm_start=begin, vm_info=VM, exec_run=loud)
+    done = run_redirected(redirection, scripted(script).path, *line.split())
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
+
+
+@pytest.mark.parametrize("line", ["--version", "list", "exec box x </dev/null"])
+def test_output_that_cannot_be_written_is_an_error(scripted: Start, line: str) -> None:
+    """On a full disk the exit code is not 0, and one line says why."""
+    words, _, redirection = line.partition(" <")
+    script = answering(vm_list={"vms": [VM]}, exec_run=loud)
+    redirected = f">/dev/full {'<' + redirection if redirection else ''}"
+    done = run_redirected(redirected, scripted(script).path, *words.split())
+    assert (done.returncode, done.stderr) == (1, b"error: No space left on device\n")
+
+
+@pytest.mark.parametrize("line", ["cp box:/d/leaf", "snapshot-export before"])
+def test_file_that_goes_to_stdout_is_all_that_is_there(
+    scripted: Start, tmp_path: Path, line: str
+) -> None:
+    """A target that leads to our stdout gets the bytes, and no report of them."""
+
+    def export(peer: Peer, call: CallReceived) -> Any:
+        peer.data(call, "data", b"x")
+        return {}
+
+    guest = Guest()
+    guest.add("/d/leaf", b"x")
+    script = guest.script if line.startswith("cp") else answering(snapshot_export=export)
+    # Not that itself, which is what would be replaced if this went wrong.
+    (tmp_path / "out").symlink_to("/dev/stdout")
+    target = str(tmp_path / "out")
+    done = run_program(scripted(script).path, *line.split(), target, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"x", b"")
 
 
 def test_reader_that_goes_away_ends_the_command(scripted: Start) -> None:

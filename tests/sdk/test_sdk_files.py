@@ -71,6 +71,17 @@ def test_reading_may_stop_early(files: Files, guest: Guest) -> None:
     assert files.read("/small") == b"x"
 
 
+def test_guest_that_sends_more_than_was_asked_for_is_refused(files: Files, guest: Guest) -> None:
+    """A limit on what is read bounds what is kept, whatever the guest does about it."""
+    guest.lie_about_length = True
+    guest.files |= {"/big": bytes(2 * WINDOW), "/small": b"small"}
+    with pytest.raises(ProtocolError, match="more than the 10 bytes"):
+        files.read("/big", 0, 10)
+    with files.open_read("/small", 0, 4) as chunks, pytest.raises(ProtocolError):
+        list(chunks)
+    assert files.read("/small", 0, 5) == b"small"
+
+
 def test_missing_file_is_an_error_with_its_errno(files: Files) -> None:
     """What the guest's system says is raised with its errno; exists tells it apart."""
     with pytest.raises(FileOperationError, match="No such file") as caught:
@@ -201,17 +212,102 @@ def test_link_that_becomes_a_directory_is_not_followed(
     assert (outside / "file").read_bytes() == b"precious"
 
 
-def test_file_replaces_a_link_and_not_what_it_points_to(
+def test_file_below_the_target_replaces_what_is_in_its_way(
     files: Files, guest: Guest, tmp_path: Path
 ) -> None:
-    """Where a link stands in the way of a file, the link is replaced."""
+    """Links and pipes that have a name which the guest chose are replaced, and not written into."""
     (tmp_path / "precious").write_bytes(b"precious")
-    (tmp_path / "down").symlink_to("precious")
-    guest.add("/d/file", b"new")
-    files.download("/d/file", tmp_path / "down")
+    target = tmp_path / "down"
+    target.mkdir()
+    (target / "link").symlink_to("../precious")
+    os.mkfifo(target / "pipe")
+    guest.add("/d/link", b"new")
+    guest.add("/d/pipe", b"new")
+    files.download("/d", target)
     assert (tmp_path / "precious").read_bytes() == b"precious"
-    assert (tmp_path / "down").read_bytes() == b"new"
-    assert not (tmp_path / "down").is_symlink()
+    for path in target.iterdir():
+        assert (path.is_symlink(), path.read_bytes()) == (False, b"new")
+
+
+# Both as a caller names where a file goes to.
+def _download(server: Server, target: str) -> None:
+    server.sandbox.files.download("/file", target)
+
+
+def _export(server: Server, target: str) -> None:
+    server.manager.snapshots.export("s", target)
+
+
+@pytest.fixture(params=[_download, _export])
+def fetch(scripted: Start, request: pytest.FixtureRequest) -> Callable[[Any], None]:
+    """Write b"new" to a target of this host, in either way."""
+
+    def send(peer: Peer, call: CallReceived) -> Any:
+        peer.data(call, "data", b"new")
+        return stat("file") if call.method == "file.read" else {}
+
+    server = scripted(answering(file_stat=stat("file"), file_read=send, snapshot_export=send))
+    return lambda target: request.param(server, str(target))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_link_that_the_caller_names_is_written_through(
+    fetch: Callable[[Any], None], tmp_path: Path, there: bool
+) -> None:
+    """The file that it leads to is replaced or made, and the link stays."""
+    (tmp_path / "sub").mkdir()
+    if there:
+        (tmp_path / "sub" / "file").write_bytes(b"old")
+    (tmp_path / "middle").symlink_to("sub/file")
+    (tmp_path / "down").symlink_to(tmp_path / "middle")
+    fetch(tmp_path / "down")
+    assert (tmp_path / "down").is_symlink()
+    assert (tmp_path / "middle").is_symlink()
+    assert [path.read_bytes() for path in (tmp_path / "sub").iterdir()] == [b"new"]
+
+
+def test_pipe_that_the_caller_names_is_written_into(
+    fetch: Callable[[Any], None], tmp_path: Path
+) -> None:
+    """Whoever reads it gets the bytes, and it is a pipe still."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        fetch(pipe)
+        assert os.read(reader, 100) == b"new"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_device_behind_a_link_is_written_into(fetch: Callable[[Any], None], tmp_path: Path) -> None:
+    """What a device refuses is an error, and it stays where it is."""
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "full").symlink_to("/dev/full")
+    fetch(tmp_path / "null")
+    with pytest.raises(OSError, match="No space left"):
+        fetch(tmp_path / "full")
+    assert all(path.is_char_device() for path in tmp_path.iterdir() if path.suffix != ".sock")
+
+
+def test_file_without_a_name_is_written_into(fetch: Callable[[Any], None], tmp_path: Path) -> None:
+    """A file that was deleted and is open still is reached by its descriptor, and not renamed."""
+    with (tmp_path / "gone").open("w+b") as file:
+        (tmp_path / "gone").unlink()
+        fetch(f"/proc/self/fd/{file.fileno()}")
+        assert file.read() == b"new"
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".sock"]
+
+
+def test_directory_that_is_named_for_a_file_is_refused(
+    fetch: Callable[[Any], None], tmp_path: Path
+) -> None:
+    """Nothing is written beside a directory to take its place, and it stays."""
+    (tmp_path / "down").mkdir()
+    with pytest.raises(IsADirectoryError, match="down"):
+        fetch(tmp_path / "down")
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".sock" and path.is_file()]
 
 
 def test_endless_nesting_is_refused(scripted: Start, tmp_path: Path) -> None:

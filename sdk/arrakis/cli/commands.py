@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .common import WithCommand, as_json, environment_of_daemon, named, pairs, sandbox, verb
-from .output import print_json, say
+from .output import is_terminal, print_json, say
 
 if TYPE_CHECKING:
     from arrakis import Completed, Process, Pty
@@ -118,7 +118,7 @@ def _is_piped() -> bool:
 def _on_terminal(name: str, argv: tuple[str, ...], **options: Any) -> int:
     from .terminal import Terminal
 
-    if _is_piped() or not sys.stdout.isatty():
+    if _is_piped() or not is_terminal(sys.stdout):
         raise click.UsageError("this needs a terminal; without one, use 'arrakis exec'")
     with Terminal() as terminal:
         pty: Pty = terminal.describe()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .common import as_json, named, sandbox, verb
-from .output import complain, print_json, say, size_text, warn
+from .output import complain, is_stdout, print_json, say, size_text, warn
 from .progress import Copying
 
 if TYPE_CHECKING:
@@ -38,12 +38,14 @@ def cp(source: str, target: str, as_json: bool) -> None:
         if from_machine is not None:
             files = sandbox(from_machine[1]).files
             path = from_machine[2] or "."
-            done = files.download(path, _local_target(path, target), progress)
+            target = _local_target(path, target)
+            done = files.download(path, target, progress)
         elif to_machine is not None:
             files = sandbox(to_machine[1]).files
             remote = _remote_target(files, source, to_machine[2] or ".")
             done = files.upload(source, remote, progress)
-    _report(done, as_json)
+    if to_machine is not None or not is_stdout(target):  # there it would end up in the file
+        _report(done, as_json)
 
 
 def _local_target(source: str, target: str) -> str:

@@ -127,9 +127,13 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     code = run(arguments)
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # which it is if whoever started this has closed it
+            sys.stdout.flush()
     except BrokenPipeError:
         code = _reader_gone()
+    except OSError as error:
+        _forget_output()
+        code = code or _fail(error)  # mostly told of already, when it was first written
     sys.exit(code)
 
 
@@ -158,9 +162,14 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _reader_gone() -> int:
-    # As for a program that SIGPIPE ends. What is still buffered has nowhere to go.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
+    _forget_output()
+    return 141  # as for a program that SIGPIPE ends
+
+
+def _forget_output() -> None:
+    # What is still buffered has nowhere to go.
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: Exception) -> int:

@@ -8,10 +8,12 @@ own commands is not text of ours: it is passed on as it came, in bytes.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import IO, Any
 
 import click
 
@@ -70,9 +72,22 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
 
 def write_bytes(stream: str, data: bytes) -> None:
     """Write output of a command, untouched and at once."""
-    out = (sys.stdout if stream == "stdout" else sys.stderr).buffer
-    out.write(data)
-    out.flush()
+    out = sys.stdout if stream == "stdout" else sys.stderr
+    if out is not None:  # or there is nobody to see it
+        out.buffer.write(data)
+        out.buffer.flush()
+
+
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Tell whether one of our streams is a terminal; it is None where it was closed."""
+    return stream is not None and stream.isatty()
+
+
+def is_stdout(path: str) -> bool:
+    """Tell whether a path, as ``/dev/stdout``, leads to where this program prints."""
+    with suppress(OSError):
+        return os.path.samestat(os.stat(path), os.fstat(1))  # noqa: PTH116 -- text throughout
+    return False
 
 
 def size_text(size: int) -> str:

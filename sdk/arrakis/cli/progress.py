@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .output import printable
+from .output import is_terminal, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -31,7 +31,7 @@ class Steps:
     def __call__(self, progress: Progress) -> None:
         """Show a step."""
         text = printable(progress.text)
-        if not sys.stderr.isatty():
+        if not is_terminal(sys.stderr):
             counted = f"[{progress.step}/{progress.total}] " if progress.total else ""
             if (line := counted + text) != self._last:
                 click.echo(line, err=True)
@@ -43,7 +43,7 @@ class Steps:
             self._bars.start()
         self._bars.update(
             self._task,
-            description=text.replace("[", r"\["),
+            description=text,
             completed=progress.step,
             total=progress.total or None,
         )
@@ -70,7 +70,7 @@ class Copying:
 
     def __call__(self, transfer: Transfer) -> None:
         """Show how far a copy is."""
-        if not sys.stderr.isatty():
+        if not is_terminal(sys.stderr):
             return
         if self._bars is None or self._task is None:
             self._bars = _copy_bars()
@@ -78,7 +78,7 @@ class Copying:
             self._bars.start()
         self._bars.update(
             self._task,
-            description=printable(transfer.path)[-40:].replace("[", r"\["),
+            description=printable(transfer.path)[-40:],
             completed=transfer.bytes,
             total=transfer.total,
         )
@@ -102,7 +102,7 @@ def _step_bars() -> Bars:
 
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
         console=Console(stderr=True),
@@ -115,7 +115,7 @@ def _copy_bars() -> Bars:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),

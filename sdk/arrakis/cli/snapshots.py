@@ -10,7 +10,7 @@ from .common import as_json, manager, named, sandbox, verb
 from .drawing import drawn
 from .limits import limited
 from .network import connected
-from .output import age_text, print_json, print_table, say, size_text
+from .output import age_text, is_stdout, print_json, print_table, say, size_text
 from .progress import Steps
 from .vms import report_started
 
@@ -141,7 +141,8 @@ def snapshot_export(snapshot_id: str, file: str) -> None:
     """Write a snapshot and its ancestors into a file, for another host."""
     with Steps() as steps:
         manager().snapshots.export(snapshot_id, file, progress=steps)
-    say(f"exported {snapshot_id} to {file}")
+    if not is_stdout(file):
+        say(f"exported {snapshot_id} to {file}")
 
 
 @verb("snapshot-import", "arrakis snapshot import before-upgrade.arrakis")
