@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import trio
+from deep_tree import deep_tree
 from stored_things import Shelf
 
 from arrakis_rpc.errors import ExhaustedError
+from arrakisd.host.files import allocated_bytes
 from arrakisd.settings.limits import LimitsConfig
-from arrakisd.storage.quotas import Quotas, allocated_bytes
+from arrakisd.storage.quotas import Quotas
 
 _MIB = 2**20
 
@@ -73,3 +75,12 @@ def test_size_on_disk(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/usr")
     assert allocated_bytes(tmp_path) // _MIB == 3
     assert allocated_bytes(tmp_path / "none") == 0
+
+
+def test_size_of_what_a_vmm_made(tmp_path: Path) -> None:
+    """What is very deep counts as far as there is a path to it, and fails nothing."""
+    with deep_tree(tmp_path / "one", "d"), deep_tree(tmp_path / "two"):
+        (tmp_path / "file").write_bytes(bytes(_MIB))
+        size = allocated_bytes(tmp_path)
+        assert size >= allocated_bytes(tmp_path / "one") + _MIB
+        assert allocated_bytes(tmp_path / "one") >= _MIB

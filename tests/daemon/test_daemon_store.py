@@ -6,10 +6,14 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+from deep_tree import deep_tree
 from stored_things import Shelf, flipped_bit, is_whole, qcow2_header
 
 from arrakis_rpc.errors import IntegrityError, NotFoundError
@@ -176,6 +180,34 @@ def test_merged_under_a_vm(shelf: Shelf) -> None:
     assert merged not in shelf.layers()
     assert is_whole(shelf, manifests[2])
     assert shelf.store.current(manifests[3], []) == manifests[3]
+
+
+class _Watched(dict[str, Any]):
+    """Entries that are made while a lock is held."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        super().__init__()
+        self._lock = lock
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        assert self._lock.locked()
+        super().__setitem__(key, value)
+
+
+def test_merged_while_others_look(shelf: Shelf) -> None:
+    """What takes the place of layers is noted while no thread looks through the notes."""
+    manifests = chain(shelf, 3)
+    shelf.store._merged = _Watched(shelf.store._referring)
+    merged = shelf.merge(manifests[3], 3)
+    assert [layer.id for layer in shelf.store.snapshot("s3").layers[1:]] == [merged]
+
+
+def test_damaged_ancestor(shelf: Shelf) -> None:
+    """The ancestors of a snapshot end before one that is damaged."""
+    manifests = chain(shelf, 4)
+    (shelf.store.directory(manifests[2]) / MANIFEST).write_text("{")
+    again = shelf.reopened()
+    assert [one.id for one in again.store.ancestors(manifests[4])] == ["s4", "s3"]
 
 
 def test_killed_while_merging(shelf: Shelf, tmp_path: Path) -> None:
@@ -498,6 +530,17 @@ def test_scratch(shelf: Shelf) -> None:
         (directory / "deep" / "er").mkdir(parents=True)
     assert not directory.exists()
     assert list(shelf.paths.scratch.iterdir()) == []
+
+
+def test_what_a_vmm_made_of_scratch(shelf: Shelf) -> None:
+    """A scratch directory that was filled by a VMM is gone as well, after its block or a crash."""
+    with ExitStack() as made:
+        with shelf.store.scratch() as directory:
+            made.enter_context(deep_tree(directory / "deep"))
+        assert list(shelf.paths.scratch.iterdir()) == []
+    with deep_tree(shelf.paths.scratch / "left"):
+        shelf.reopened()
+        assert list(shelf.paths.scratch.iterdir()) == []
 
 
 def test_unknown_ids(shelf: Shelf) -> None:

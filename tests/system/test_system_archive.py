@@ -222,6 +222,10 @@ TRAPS: list[Change] = [
     put("snapshots", 0, "suspended", value=True),
     put("more", value=1),
     shape("memory_mib", 2**40),
+    shape("image", "\ud800"),
+    put("snapshots", 0, "changed_pages", value=2**70),
+    put("snapshots", 0, "label", value="\ud800"),
+    put("snapshots", 0, "network", "ports", value=[{"guest_port": 80, "host_port": 22}]),
 ]
 
 

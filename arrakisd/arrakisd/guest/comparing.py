@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sized
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -182,9 +182,12 @@ class _Surveyor:
             await self._streams.send("stdin", json.dumps(question).encode() + b"\n")
         line = await self._line()
         try:
-            return await trio.to_thread.run_sync(_understood, line, kind)
+            answer = await trio.to_thread.run_sync(_understood, line, kind)
         except (ValueError, RecursionError, InvalidParamsError) as error:
             raise self._failed(f"it answers nonsense: {error}") from error
+        if _number(answer) > survey.MOST:  # which it was to see to itself
+            raise self._failed("it names too much")
+        return answer
 
     async def _line(self) -> bytes:
         line = bytearray()
@@ -210,6 +213,13 @@ class _Surveyor:
             hint="it needs its python3, unshare and mount, and at most "
             f"{survey.MOST} files that are not of its image",
         )
+
+
+def _number(answer: object) -> int:
+    """Count what is in an answer."""
+    if isinstance(answer, _Survey):
+        return max(len(answer.paths) + len(answer.holes), len(answer.processes))
+    return len(answer) if isinstance(answer, Sized) else 0
 
 
 def _understood(line: bytes, kind: type[Answer]) -> Answer:

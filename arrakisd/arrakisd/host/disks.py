@@ -83,8 +83,9 @@ async def sink_layer(
     argv += ["-b", _backing_name(below), str(layer)]
     patient = ["nice", "-n", "10", "ionice", "-c", "3"]
     async with owned(spawn([*patient, *argv], output=output, identity=identity)) as child:
-        if await child.wait() != 0:
-            _fail(argv, output.read_text(errors="replace"))
+        status = await child.wait()
+    if status != 0:  # not above: the nursery would make a group of the error
+        _fail(argv, output.read_text(errors="replace"))
 
 
 def name_backing(layer: Path, below: str) -> None:
@@ -138,7 +139,12 @@ def _backing_name(below: str) -> str:
 
 async def _run(*argv: str) -> None:
     try:
-        await trio.run_process(argv, capture_stdout=True, capture_stderr=True)
+        await trio.run_process(
+            argv,
+            capture_stdout=True,
+            capture_stderr=True,
+            env={**os.environ, "LC_ALL": "C"},  # what is said is looked into below
+        )
     except FileNotFoundError as error:
         raise UnsupportedError(
             f"{argv[0]} is not installed",

@@ -7,7 +7,6 @@ this template.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ import trio
 from arrakis_rpc.errors import VmmError
 from arrakis_rpc.network_api import Egress
 
-from ..host.files import fill_holes_in_memory
+from ..host.files import fill_holes_in_memory, remove_tree
 from ..host.net.interface import Nic
 from ..host.vmm.hypervisors import Hypervisors
 from ..host.vmm.interface import LaunchSpec, Vmm
@@ -127,7 +126,7 @@ class Standbys(Stock[Standby]):
             yield
         finally:
             with trio.move_on_after(_CLEANUP_DEADLINE, shield=True):
-                await trio.to_thread.run_sync(shutil.rmtree, directory, True)
+                await trio.to_thread.run_sync(remove_tree, directory)
 
     def _launch_spec(self, standby: Standby, nic: Nic | None, groups: Sequence[Path]) -> LaunchSpec:
         shape = standby.template.shape

@@ -53,19 +53,21 @@ def pack(
 
     ``progress`` is told how many bytes of data were sent since it was told last.
     """
-    from zstandard import ZstdCompressor
+    from zstandard import FLUSH_FRAME, ZstdCompressor
 
     send(_MAGIC)
     text = json.dumps(asdict(contents)).encode()
     compressor = ZstdCompressor(level=_LEVEL, write_checksum=True)
-    with compressor.stream_writer(_Sink(send), closefd=False) as frame:  # type: ignore[arg-type]
-        frame.write(_HEAD.pack(len(text), hashlib.sha256(text).digest()) + text)
-        for part in contents.parts():
-            for position, data in data_blocks(place / contents.path(part)):
-                frame.write(_RUN.pack(position, len(data)))
-                frame.write(data)
-                progress(len(data))
-            frame.write(_RUN.pack(part.file.size, 0))
+    # Ended by hand and not by a block, which would send more after a piece that failed.
+    frame = compressor.stream_writer(_Sink(send), closefd=False)  # type: ignore[arg-type]
+    frame.write(_HEAD.pack(len(text), hashlib.sha256(text).digest()) + text)
+    for part in contents.parts():
+        for position, data in data_blocks(place / contents.path(part)):
+            frame.write(_RUN.pack(position, len(data)))
+            frame.write(data)
+            progress(len(data))
+        frame.write(_RUN.pack(part.file.size, 0))
+    frame.flush(FLUSH_FRAME)
 
 
 class Unpacker:

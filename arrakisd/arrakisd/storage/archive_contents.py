@@ -7,7 +7,6 @@ of them; sizes are bounded by the shape of the machine; and all manifests must f
 from __future__ import annotations
 
 import ipaddress
-import math
 import re
 from collections.abc import Iterator
 from pathlib import PurePath
@@ -18,8 +17,10 @@ from attrs import frozen
 from arrakis_rpc.converter import structure
 from arrakis_rpc.daemon_api import SnapshotCreate
 from arrakis_rpc.errors import InvalidParamsError, UnsupportedError
+from arrakis_rpc.network_api import VmNetwork
 
 from ..host.disks import FROZEN
+from ..host.page_files import PAGE
 from .manifest import (
     DEVICE_STATE,
     EMPTY_LAYER,
@@ -28,6 +29,7 @@ from .manifest import (
     PAGES,
     Layer,
     Manifest,
+    SavedNetwork,
     StoredFile,
 )
 
@@ -39,6 +41,8 @@ _MOST_VCPUS = 64
 _MOST_MIB = 2**22
 _MOST_SNAPSHOTS = 10_000
 _HIGHEST_LEVEL = 100
+_LONGEST_TEXT = 4096
+_END_OF_TIME = 2.0**36  # the year 4147
 _LAYER_FILES = {FROZEN, EMPTY_LAYER, PAGES}
 # Of a disk, beside its data: the tables of qcow2. Of memory: the numbers of the pages.
 _OVERHEAD = 1.1
@@ -95,6 +99,10 @@ class Contents:
 
 def understood(content: Any) -> Contents:
     """Make contents of what an archive says; raise `InvalidParamsError` for what cannot be."""
+    try:
+        _check_texts(content)
+    except ValueError as error:
+        raise InvalidParamsError(f"the archive cannot be: {error}") from error
     for one in _manifests_in(content):
         version = one.get("format_version") if isinstance(one, dict) else None
         if version != FORMAT_VERSION:
@@ -117,6 +125,20 @@ def _manifests_in(content: Any) -> Iterator[Any]:
             yield from snapshots
 
 
+def _check_texts(content: Any) -> None:
+    """Refuse what could not be told to clients, of whom each is told of all snapshots."""
+    todo = [content]
+    while todo:
+        match todo.pop():
+            case str() as text:
+                _require(len(text) <= _LONGEST_TEXT, "so long a text")
+                text.encode()
+            case list() as items:
+                todo += items
+            case dict() as table:
+                todo += [*table, *table.values()]
+
+
 def _require(condition: object, what: str) -> None:
     if not condition:
         raise ValueError(what)
@@ -131,6 +153,7 @@ def _check(contents: Contents) -> None:
     _require(1 <= shape.memory_mib <= _MOST_MIB, "so much memory")
     _require(1 <= shape.disk_mib <= _MOST_MIB, "so large a disk")
     _require(_SHA256.fullmatch(shape.image_digest), "its image has no digest")
+    _require(_ID.fullmatch(shape.image) or _SHA256.fullmatch(shape.image), "an image's name")
     _require(len(template.layers) == 1, "a template has one layer")
     _require(template.files.keys() == {MEMORY, DEVICE_STATE}, "a template has other files")
     _require(template.files[MEMORY].size == shape.memory_mib * _MIB, "the memory has another size")
@@ -153,15 +176,23 @@ def _check_manifest(one: Manifest) -> None:
     _require(_ID.fullmatch(one.id), "an id that is none")
     _require(not one.suspended, "a suspended machine is no snapshot")
     _require(len(bytes.fromhex(one.resync_token)) == 32, "a token that is none")
-    _require(math.isfinite(one.created) and math.isfinite(one.halted), "a time that is none")
+    for time in (one.created, one.halted, one.pause, one.boot):
+        _require(0 <= time < _END_OF_TIME, "a time that is none")
+    _require(0 <= one.changed_pages <= one.shape.memory_mib * _MIB // PAGE, "so many pages")
     _require(EMPTY_LAYER in one.layers[-1].files, "its topmost layer is not whole")
     _require(one.files[DEVICE_STATE].size <= _SMALL, "so large a device state")
     if not one.is_template:
         SnapshotCreate(vm=one.vm, id=one.id, label=one.label)  # as a client could have asked
     if one.network is not None:
-        ipaddress.IPv4Address(one.network.ip)
+        _check_network(one.network)
     for file in one.files.values():
         _check_file(file)
+
+
+def _check_network(one: SavedNetwork) -> None:
+    ipaddress.IPv4Address(one.ip)
+    VmNetwork(one.egress, one.ports, one.mbit)  # as a client could have asked
+    _require(all(port.host_port is None for port in one.ports), "a port of the host's")
 
 
 def _check_layers(contents: Contents) -> None:
@@ -189,4 +220,5 @@ def _check_layers(contents: Contents) -> None:
 
 def _check_file(file: StoredFile) -> None:
     _require(file.size >= 0 and file.allocated >= 0, "a file of less than nothing")
+    _require(file.allocated <= 2 * file.size + _SMALL, "a file that takes so much")
     _require(_SHA256.fullmatch(file.digest), "a checksum that is none")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from arrakis_rpc import errors
 from arrakis_rpc.connection import DataReceived, StreamEnded
 from arrakis_rpc.daemon_api import ImageBuild, ImageInfo, ImageList
 
-from ..host.files import room_needed
+from ..host.files import temporary_directory
 from ..wire.streams import Streams
 from .build_context import unpack
 
@@ -84,12 +83,9 @@ class ImageService:
     async def build(self, params: ImageBuild, streams: Streams, progress: Progress) -> ImageInfo:
         """Build an image from the context that comes as a tar stream."""
         self._scratch.mkdir(parents=True, exist_ok=True)
-        with (
-            room_needed(self._scratch.parent),
-            tempfile.TemporaryDirectory(dir=self._scratch, prefix="context-") as directory,
-        ):
-            context = Path(directory) / "context"
-            await _receive_context(streams, Path(directory) / "context.tar", context)
+        async with temporary_directory(self._scratch) as directory:
+            context = directory / "context"
+            await _receive_context(streams, directory / "context.tar", context)
             dockerfile = _inside(context, params.dockerfile)
 
             steps, reports = trio.open_memory_channel[ImageBuildProgress](_BACKLOG)

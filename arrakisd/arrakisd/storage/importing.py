@@ -11,7 +11,7 @@ from arrakis_rpc.errors import AlreadyExistsError, ArrakisError, IntegrityError
 from ..host.disks import FROZEN, layer_below
 from .archive import Progress, Unpacker
 from .archive_contents import Contents, Part
-from .manifest import EMPTY_LAYER, Layer, Manifest
+from .manifest import EMPTY_LAYER, Layer, Manifest, SavedNetwork
 from .store import Store
 
 _IMPORTED = "imported-"
@@ -23,11 +23,8 @@ class Import:
     def __init__(self, store: Store, contents: Contents) -> None:
         self._store = store
         self._contents = contents
-        self._known = {
-            layer.id: known
-            for layer in contents.layers
-            if (known := store.layers().get(layer.id)) is not None
-        }
+        there = store.layers()
+        self._known = {layer.id: there[layer.id] for layer in contents.layers if layer.id in there}
         self._template = _same_template(store, contents.template)
         self.present = [one.id for one in contents.snapshots if self._is_present(one)]
         for layer in contents.layers:
@@ -99,7 +96,8 @@ class Import:
                 made.append(template)
             for one in contents.snapshots:
                 if one.id not in self.present:
-                    one = evolve(one, template=template.id, shape=shape)
+                    network = _on_loopback(one.network)
+                    one = evolve(one, template=template.id, shape=shape, network=network)
                     parts = work / "snapshots" / one.id
                     made.append(self._published(parts, one, layers))
         except BaseException:
@@ -120,6 +118,13 @@ def _same_template(store: Store, template: Manifest) -> Manifest | None:
                 return there
             raise IntegrityError("the archive has another content for a template that is here")
     return None
+
+
+def _on_loopback(network: SavedNetwork | None) -> SavedNetwork | None:
+    """Leave out which ports were reachable from outside: that is for each host to decide."""
+    if network is None:
+        return None
+    return evolve(network, ports=[evolve(port, publish=False) for port in network.ports])
 
 
 def _digests(one: Manifest | Layer) -> dict[str, str]:

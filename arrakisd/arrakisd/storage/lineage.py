@@ -30,11 +30,11 @@ class Lineage:
         return heir
 
     def upwards(self, snapshot_id: str | None) -> list[Manifest]:
-        """The snapshots from one that there is to the oldest that it descends from."""
+        """The snapshots from one upwards, to the oldest, or below one that is damaged or gone."""
         found = []
-        while snapshot_id is not None:
-            found.append(self._snapshots[snapshot_id])
-            snapshot_id = self._snapshots[snapshot_id].parent
+        while snapshot_id and (one := self._snapshots.get(snapshot_id)):
+            found.append(one)
+            snapshot_id = one.parent
         return found
 
     def children(self, snapshot_id: str) -> list[Manifest]:

@@ -6,21 +6,19 @@ callers that want the last place, one gets it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
 from arrakis_rpc.errors import ExhaustedError
 
+from ..host.files import allocated_bytes
 from ..settings.limits import LimitsConfig
 from ..settings.paths import StatePaths
 from .store import Store
 
 _MIB = 2**20
-_BLOCK = 512  # what st_blocks counts (stat(2))
 
 
 class Quotas:
@@ -83,15 +81,3 @@ def _check(there: int, more: int, most: int, what: str, key: str, way_out: str) 
             f"there are {there} of the {most} {what} that there may be, and {more} more do not fit",
             hint=f"{way_out}, or raise {key} in [limits]",
         )
-
-
-def allocated_bytes(directory: Path) -> int:
-    """How much a directory takes on disk, with all that is below it. Blocks."""
-    size = 0
-    with suppress(FileNotFoundError), os.scandir(directory) as entries:
-        for entry in entries:
-            with suppress(FileNotFoundError):
-                size += entry.stat(follow_symlinks=False).st_blocks * _BLOCK
-                if entry.is_dir(follow_symlinks=False):
-                    size += allocated_bytes(Path(entry.path))
-    return size

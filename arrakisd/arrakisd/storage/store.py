@@ -17,11 +17,10 @@ A *moment* is what a VM is forked from: a snapshot that nobody sees, and that is
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 
 from attrs import evolve, frozen
@@ -30,7 +29,7 @@ from arrakis_rpc.errors import AlreadyExistsError, ArrakisError, IntegrityError,
 
 from ..host.checksums import Verifier
 from ..host.disks import FROZEN, name_backing
-from ..host.files import entries, room_needed, sync
+from ..host.files import entries, remove_tree, room_needed, sync, temporary_directory
 from ..settings.paths import StatePaths
 from .lineage import Lineage
 from .manifest import (
@@ -66,7 +65,8 @@ class Store:
         self._paths = paths
         self._verifier = Verifier()
         self._sealer = Sealer(self._verifier, group)
-        self._changing = threading.Lock()  # publish and delete run in threads
+        # Publish and delete run in threads. Who holds this may take the next, never the reverse.
+        self._changing = threading.Lock()
         self._referring = threading.Lock()  # held for moments only, also in the event loop
         self._holders: set[_Holder] = set()
         self._merged: dict[str, _Merged] = {}  # by the topmost layer that was replaced
@@ -81,7 +81,7 @@ class Store:
     def load(self) -> None:
         """Read every manifest and sweep what was never published. Blocks."""
         paths = self._paths
-        shutil.rmtree(paths.scratch, ignore_errors=True)
+        remove_tree(paths.scratch)
         kept = (paths.templates, paths.snapshots, paths.suspended, paths.layers)
         for directory in (*kept, paths.scratch):
             directory.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,11 @@ class Store:
             try:
                 yield directory
             finally:
-                shutil.rmtree(directory, ignore_errors=True)
+                remove_tree(directory)
+
+    def large_scratch(self) -> AbstractAsyncContextManager[Path]:
+        """As `scratch`, for what takes long to delete, which nobody else then waits for."""
+        return temporary_directory(self._paths.scratch)
 
     def freeze_layer(self, layer_id: str, active: Path) -> None:
         """Move a VM's layer, which is written no more, to where its children look for it."""
@@ -302,7 +306,8 @@ class Store:
             merged = _Merged(replaced, self._sealer.seal_layer(directory, granted))
             sync(self._paths.layers)
             with self._changing:
-                self._merged[replaced[-1].id] = merged
+                with self._referring:
+                    self._merged[replaced[-1].id] = merged
                 for manifest in self._saved:
                     if (shorter := self._shortened(manifest)) is not manifest:
                         write_manifest(self.directory(manifest), shorter)
@@ -385,7 +390,7 @@ class Store:
             directory.rename(doomed)
             table.pop(manifest.id)
             self._lineage.note_gone(manifest.id, manifest.parent)
-        shutil.rmtree(doomed, ignore_errors=True)
+        remove_tree(doomed)
         self.collect_layers()
 
     def delete_damaged(self, directory: Path) -> None:
@@ -400,10 +405,7 @@ class Store:
             del self.damaged[directory]
             if not self.damaged and self._suspect is not None:
                 self._holders.discard(self._suspect)  # every manifest is known now
-        if doomed.is_dir() and not doomed.is_symlink():
-            shutil.rmtree(doomed, ignore_errors=True)
-        else:
-            doomed.unlink()
+        remove_tree(doomed)
         self.collect_layers()
 
     def collect_layers(self) -> None:
@@ -418,7 +420,7 @@ class Store:
             self._merged = {top: one for top, one in self._merged.items() if top in needed}
         for layer_id in found:
             if layer_id not in needed:
-                shutil.rmtree(self._paths.layer(layer_id), ignore_errors=True)
+                remove_tree(self._paths.layer(layer_id))
 
     def _needed(self) -> set[str]:
         needed = {layer for holder in list(self._holders) for layer in holder.layers}

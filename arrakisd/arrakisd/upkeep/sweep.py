@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from attrs import frozen
+import structlog
+from attrs import evolve, frozen
 
 from arrakis_rootfs.store import ImageStore
 from arrakis_rpc.errors import AlreadyExistsError, UnsupportedError
 
-from ..host.files import entries
+from ..host.files import entries, remove_tree
 from ..host.net.bridge_network import former_network
 from ..host.processes import end_orphan, find_orphans
 from ..machines.groups import sweep_groups
@@ -28,10 +28,12 @@ from ..settings.config import Config
 from ..settings.paths import StatePaths
 from ..storage.store import Store
 
+log = structlog.get_logger()
+
 
 @frozen
 class Leftover:
-    """One thing that nobody owns any more; ``remove`` blocks."""
+    """One thing that nobody owns any more; ``remove`` blocks, and may raise `OSError`."""
 
     kind: str
     name: str
@@ -44,7 +46,15 @@ def owner_of(paths: StatePaths) -> str:
 
 
 def left_in_the_way(paths: StatePaths) -> Iterator[Leftover]:
-    """Find what every daemon has to remove before it does anything. Blocks."""
+    """Find what every daemon has to remove before it does anything. Blocks.
+
+    What cannot be removed is logged: it is no reason not to start.
+    """
+    for one in _in_the_way(paths):
+        yield evolve(one, remove=partial(_try_to_remove, one))
+
+
+def _in_the_way(paths: StatePaths) -> Iterator[Leftover]:
     owner = owner_of(paths)
     for pid in find_orphans(owner):
         yield Leftover("process", str(pid), partial(end_orphan, pid, owner))
@@ -57,7 +67,7 @@ def leftovers(config: Config, paths: StatePaths) -> Iterator[Leftover]:
 
     What is found after the first is seen to at a start by the part that takes its place.
     """
-    yield from left_in_the_way(paths)
+    yield from _in_the_way(paths)
     if paths.groups.exists():
         yield Leftover("control groups", str(paths.groups), partial(sweep_groups, paths))
     if former := former_network(config.network, paths.network, owner_of(paths)):
@@ -75,16 +85,32 @@ def leftovers(config: Config, paths: StatePaths) -> Iterator[Leftover]:
 def sweep(config: Config, *, remove: bool) -> list[Leftover]:
     """Find all leftovers of a daemon, and remove them if so asked; give them. Blocks.
 
-    Raises `AlreadyExistsError` while a daemon runs on that state.
+    Raises `AlreadyExistsError` while a daemon runs on that state, and `UnsupportedError` for what
+    cannot be removed, when all else is.
     """
     paths = StatePaths(Path(config.state_dir))
     if not paths.root.is_dir():
         return []
     with locked(paths):
         found = list(leftovers(config, paths))
-        for one in found if remove else []:
-            one.remove()
+        left = [reason for one in found if remove and (reason := _why_not_removed(one))]
+    if left:
+        raise UnsupportedError("; ".join(left), hint="remove it by hand")
     return found
+
+
+def _why_not_removed(one: Leftover) -> str | None:
+    """Remove a leftover; give why it is still there, if it is."""
+    try:
+        one.remove()
+    except OSError as error:
+        return f"{one.kind} {one.name} cannot be removed: {error.strerror or error}"
+    return None
+
+
+def _try_to_remove(one: Leftover) -> None:
+    if reason := _why_not_removed(one):
+        log.warning("something stays of what a daemon has left", reason=reason)
 
 
 @contextmanager
@@ -111,10 +137,8 @@ def locked(paths: StatePaths) -> Iterator[None]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    if not remove_tree(path):
+        raise OSError("something in it stays")
 
 
 def _is_listened_at(path: Path) -> bool:

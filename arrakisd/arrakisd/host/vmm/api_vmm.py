@@ -9,7 +9,6 @@ no longer the file's that it maps, as far as they differ from what is stored.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import time
 from abc import ABC, abstractmethod
@@ -23,7 +22,7 @@ import trio
 from arrakis_rpc.errors import DeadlineError, UnsupportedError, VmmError
 
 from ...deadlines import deadline
-from ..files import room_needed
+from ..files import remove_tree, room_needed
 from ..memory import Area, changed_flags, find_memory
 from ..memory_files import patch_memory, save_difference
 from ..processes import Child
@@ -298,7 +297,7 @@ def write_new(path: Path, content: bytes) -> None:
 
 def make_directory(path: Path, identity: tuple[int, int] | None) -> None:
     """Make a directory of the VMM's own, in place of an earlier one."""
-    shutil.rmtree(path, ignore_errors=True)
+    remove_tree(path)
     path.mkdir(mode=0o700)
     if identity is not None:
         os.chown(path, *identity, follow_symlinks=False)
