@@ -166,7 +166,8 @@ def _cancelled_alone(method: str) -> Iterator[None]:
         cancelled, rest = group.split(trio.Cancelled)
         if cancelled is None or not isinstance(rest, ExceptionGroup):
             raise
-        log.warning("a call that was cancelled failed, too", method=method[:100], exc_info=rest)
+        if domain_error_in(rest) is None:  # else it is mostly that the guest has gone as well
+            log.warning("a cancelled call failed, too", method=method[:100], exc_info=rest)
         raise cancelled from None
 
 
