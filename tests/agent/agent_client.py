@@ -74,6 +74,12 @@ class AgentProcess:
         _, logged = self.popen.communicate(timeout=DEADLINE)
         return self.popen.returncode, logged.decode()
 
+    def let_go(self) -> None:
+        """Close what leads to a process that has ended, however it did."""
+        self.socket.close()
+        assert self.popen.stderr is not None
+        self.popen.stderr.close()
+
     def kill(self) -> None:
         self.popen.kill()
         self.end()
@@ -102,6 +108,7 @@ class AgentProcess:
         if self.popen.poll() is None:
             _, logged = self.end()
             assert "Traceback" not in logged, logged
+        self.let_go()
 
 
 class Host:

@@ -27,6 +27,7 @@ def shared_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProc
 def host(shared_agent: AgentProcess) -> Host:
     """Open a session, without a work directory and with nothing left of the former test."""
     if shared_agent.popen.poll() is not None:
+        shared_agent.let_go()
         shared_agent.start()
     shared_agent.patience(None)
     shutil.rmtree(shared_agent.work_dir, ignore_errors=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from arrakis_rpc.errors import IntegrityError
@@ -36,8 +36,11 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def data_blocks(path: Path) -> Iterator[tuple[int, memoryview]]:
-    """Give a file's blocks that are not zero, and where they begin; each until the next. Blocks."""
+def data_blocks(path: Path) -> Generator[tuple[int, memoryview], None, None]:
+    """Give a file's blocks that are not zero, and where they begin; each until the next. Blocks.
+
+    Who does not take them all closes it: it keeps the file open.
+    """
     block = bytearray(BLOCK)
     with path.open("rb") as file, memoryview(block) as view:
         fd = file.fileno()

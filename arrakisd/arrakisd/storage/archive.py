@@ -16,6 +16,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,10 +63,11 @@ def pack(
     frame = compressor.stream_writer(_Sink(send), closefd=False)  # type: ignore[arg-type]
     frame.write(_HEAD.pack(len(text), hashlib.sha256(text).digest()) + text)
     for part in contents.parts():
-        for position, data in data_blocks(place / contents.path(part)):
-            frame.write(_RUN.pack(position, len(data)))
-            frame.write(data)
-            progress(len(data))
+        with closing(data_blocks(place / contents.path(part))) as blocks:
+            for position, data in blocks:
+                frame.write(_RUN.pack(position, len(data)))
+                frame.write(data)
+                progress(len(data))
         frame.write(_RUN.pack(part.file.size, 0))
     frame.flush(FLUSH_FRAME)
 
