@@ -16,7 +16,6 @@ from mcp_harness import fail, inside, on_stdio, read, text_of, use
 from scripted_daemon import VM, Peer, Script, Server, answering, completed
 from scripted_guest import Guest, stat
 
-from arrakis.mcp.bounds import as_unicode
 from arrakis_rpc.connection import CallReceived
 from arrakis_rpc.errors import (
     AlreadyExistsError,
@@ -25,6 +24,7 @@ from arrakis_rpc.errors import (
     InvalidStateError,
     NotFoundError,
 )
+from arrakis_rpc.text import as_unicode
 
 Start = Callable[[Script], Server]
 

@@ -8,16 +8,16 @@ from typing import Any
 from quart import Response
 
 from arrakis_rpc.errors import ArrakisError
+from arrakis_rpc.text import as_unicode
 
 from .guards import RefusedError
-from .json_form import printable
 from .statuses import status_of
 
 
 def failure_body(error: ArrakisError) -> dict[str, Any]:
     """Give the body of an answer that is an error."""
-    hint = {"hint": printable(error.hint)} if error.hint else {}
-    return {"error": {"message": printable(error.message), **hint}}
+    hint = {"hint": as_unicode(error.hint)} if error.hint else {}
+    return {"error": {"message": as_unicode(error.message), **hint}}
 
 
 def failure(error: ArrakisError) -> Response:

@@ -14,6 +14,7 @@ import attrs
 from arrakis_rpc import daemon_api as api
 from arrakis_rpc import desktop_api as desktop
 from arrakis_rpc.errors import GuestError, InvalidParamsError
+from arrakis_rpc.text import as_unicode
 
 MOST = 2**53
 VM_NAME = r"^[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,62}$"
@@ -57,17 +58,10 @@ def public(wire: Any, kind: Any) -> Any:
         (element,) = get_args(kind)
         return [public(item, element) for item in wire]
     if isinstance(wire, str):
-        return printable(wire)
+        return as_unicode(wire)
     if isinstance(wire, int) and abs(wire) > MOST:
         raise GuestError(f"the guest gave a number that cannot be true: {wire}")
     return wire
-
-
-def printable(text: str) -> str:
-    """Give a text that all readers of JSON take; what a guest has that is no UTF-8 is replaced."""
-    if text.isascii():
-        return text
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def schema(kind: Any, components: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""As much of a guest's output as a model can use, in bounded memory and in Unicode."""
+"""As much of a guest's output as a model can use, in bounded memory."""
 
 from __future__ import annotations
 
@@ -44,19 +44,6 @@ class Excerpt:
 
     def _forget(self) -> None:
         del self._tail[: max(0, len(self._tail) - self._half)]
-
-
-def as_unicode(text: str) -> str:
-    """Give text that can be encoded, which what comes from a guest need not be.
-
-    Bytes that are not UTF-8, surrogate escapes in here, become U+FFFD; where surrogates stand
-    for no bytes, all become escapes that can be read.
-    """
-    try:
-        data = text.encode(errors="surrogateescape")
-    except UnicodeEncodeError:
-        data = text.encode(errors="backslashreplace")
-    return data.decode(errors="replace")
 
 
 def as_text(data: bytes, *, is_cut: bool) -> tuple[str, str, int]:

@@ -24,8 +24,7 @@ from arrakis._call import Call
 from arrakis._client import Client
 from arrakis_rpc.daemon_api import Progress
 from arrakis_rpc.errors import ArrakisError, CancelledError, InternalError
-
-from .bounds import as_unicode
+from arrakis_rpc.text import as_unicode
 
 Result = TypeVar("Result")
 Notify = Callable[[float, float | None, str], Coroutine[Any, Any, None]]

@@ -7,8 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from arrakis_rpc.converter import unstructure
-
-from .bounds import as_unicode
+from arrakis_rpc.text import as_unicode
 
 
 def _encodable(value: Any) -> Any:

@@ -15,11 +15,11 @@ from pydantic import BaseModel
 
 from arrakis import SandboxManager, __version__
 from arrakis_rpc.errors import ArrakisError, NotFoundError
+from arrakis_rpc.text import as_unicode
 
 from . import desktop_tools as desktop
 from . import guest_tools as guest
 from . import machine_tools as machines
-from .bounds import as_unicode
 from .jobs import Job, Jobs
 
 INSTRUCTIONS = """\
