@@ -15,6 +15,7 @@ pytest.register_assert_rewrite("real_daemon")
 
 from real_daemon import (  # noqa: E402 -- after the rewrite is asked for
     Daemon,
+    booted_once,
     copy_templates,
     free_port,
     passable_directory,
@@ -58,9 +59,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 @pytest.fixture(scope="session")
-def state_dir() -> Iterator[Path]:
-    """The session's state directory: its template is booted once."""
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The state directory of the session's daemon. All workers have one template, booted once."""
+    worker = tmp_path_factory.getbasetemp()
+    whole_run = worker.parent if "PYTEST_XDIST_WORKER" in os.environ else worker
     with passable_directory() as directory:
+        copy_templates(booted_once(whole_run), directory / "state")
         yield directory / "state"
 
 
@@ -90,14 +94,6 @@ def daemon(state_dir: Path, http_port: int) -> Iterator[Daemon]:
         yield running
 
 
-@pytest.fixture(scope="session")
-def booted(daemon: Daemon) -> Path:
-    """The session's state directory, once it has the template of the default shape."""
-    with SandboxManager(socket=daemon.socket) as manager:
-        manager.templates.build()
-    return daemon.state
-
-
 @pytest.fixture
 def new_client(
     daemon: Daemon, transport: str, http_port: int, token: str
@@ -109,9 +105,7 @@ def new_client(
 
 
 @pytest.fixture
-def manager(
-    daemon: Daemon, booted: Path, new_client: Callable[[], SandboxManager]
-) -> Iterator[SandboxManager]:
+def manager(daemon: Daemon, new_client: Callable[[], SandboxManager]) -> Iterator[SandboxManager]:
     """An SDK manager; whatever a test started or stored is deleted, and nothing may be left."""
     with daemon.leaves_nothing(), new_client() as manager:
         before = {snapshot.id for snapshot in manager.snapshots.list()}
@@ -123,8 +117,8 @@ def manager(
 
 
 @pytest.fixture
-def template_state(booted: Path, daemon: Daemon) -> Iterator[Path]:
+def template_state(state_dir: Path, daemon: Daemon) -> Iterator[Path]:
     """A state directory for a second daemon, with a copy of the session's template."""
     with daemon.leaves_nothing(), passable_directory() as directory:
-        copy_templates(booted, directory / "state")
+        copy_templates(state_dir, directory / "state")
         yield directory / "state"

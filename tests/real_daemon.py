@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve, frozen
 
+from arrakis import SandboxManager
 from arrakisd.host.cgroups import sweep
 
 # Deadlines of tests are generous for an idle machine. One that does much else at the same time
@@ -352,3 +354,21 @@ def copy_templates(source: Path, target: Path) -> None:
     for manifest in target.glob("templates/*/manifest.json"):
         if json.loads(manifest.read_text())["shape"]["image"] != "base":
             shutil.rmtree(manifest.parent)
+
+
+def booted_once(place: Path) -> Path:
+    """Give a directory with the default shape's template, booted once for all who name a place."""
+    kept = place / "booted"
+    with (place / "booted.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            with passable_directory() as directory:
+                state = directory / "state"
+                with (
+                    running_daemon(state) as daemon,
+                    SandboxManager(socket=daemon.socket) as manager,
+                ):
+                    manager.templates.build()
+                copy_templates(state, place / "booted.part")
+            (place / "booted.part").rename(kept)
+    return kept

@@ -13,9 +13,9 @@ from arrakis import SandboxManager
 
 
 @pytest.fixture(scope="session")
-def web_of_session(booted: Path) -> Iterator[Web]:
+def web_of_session(state_dir: Path) -> Iterator[Web]:
     with passable_directory() as directory:
-        copy_templates(booted, directory / "state")
+        copy_templates(state_dir, directory / "state")
         with web_daemon(directory / "state") as web:
             yield web
 

@@ -41,10 +41,10 @@ not_a_server_error.expected-statuses = ["1xx", "2xx", "3xx", "4xx", 503]
 
 
 @pytest.fixture(scope="module")
-def frugal(booted: Path) -> Iterator[Web]:
+def frugal(state_dir: Path) -> Iterator[Web]:
     """A daemon in which a start that names no image finds none, and so costs nothing."""
     with passable_directory() as directory:
-        copy_templates(booted, directory / "state")
+        copy_templates(state_dir, directory / "state")
         with web_daemon(directory / "state", top='image = "absent"') as web:
             yield web
 

@@ -66,9 +66,9 @@ def parts(state: Path, kind: str, one: str) -> list[Path]:
 
 
 @pytest.fixture
-def session_image(booted: Path) -> Path:
+def session_image(state_dir: Path) -> Path:
     """The root image from which the session's template was booted."""
-    (manifest,) = booted.glob("templates/*/manifest.json")
+    (manifest,) = state_dir.glob("templates/*/manifest.json")
     return Path(json.loads(manifest.read_text())["shape"]["root_image"])
 
 

@@ -21,12 +21,12 @@ _SIZE = 3 * 2**30
 
 
 @pytest.fixture
-def small_state(booted: Path) -> Iterator[Path]:
+def small_state(state_dir: Path) -> Iterator[Path]:
     """A state directory on a file system of its own, with a copy of the session's template."""
     with passable_directory() as directory:
         mount("-t", "tmpfs", "-o", f"size={_SIZE},mode=711", "tmpfs", directory)
         try:
-            copy_templates(booted, directory / "state")
+            copy_templates(state_dir, directory / "state")
             yield directory / "state"
         finally:
             subprocess.run(["umount", "--lazy", directory], check=True)

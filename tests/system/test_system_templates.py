@@ -31,7 +31,7 @@ def test_delete(template_state: Path) -> None:
             assert list((daemon.state / part).iterdir()) == []
 
 
-def test_build_that_its_first_caller_cancels(manager: SandboxManager, booted: Path) -> None:
+def test_build_that_its_first_caller_cancels(manager: SandboxManager, state_dir: Path) -> None:
     """Who waits for somebody else's build makes it himself when that is cancelled; all get it."""
     before = {template.id for template in manager.templates.list()}
     shape = {"memory_mib": 320}
@@ -39,7 +39,7 @@ def test_build_that_its_first_caller_cancels(manager: SandboxManager, booted: Pa
     assert first.take(30) is not None  # it tells that it boots
     waiting = [Background(lambda: manager.templates.build(**shape)) for _ in range(2)]
     start = Background(lambda: manager.start_sandbox("waits", **shape))
-    wait_until(lambda: files_below(booted, "scratch"), 10)
+    wait_until(lambda: files_below(state_dir, "scratch"), 10)
     time.sleep(3)  # in the middle of its boot
     assert not any(one.error or one.result for one in (*waiting, start))
     first.cancel()
@@ -47,6 +47,6 @@ def test_build_that_its_first_caller_cancels(manager: SandboxManager, booted: Pa
     assert start.wait(90).run_cmd("echo up")["output"] == "up\n"
     assert {template.id for template in manager.templates.list()} - before == set(built)
     assert len(set(built)) == 1
-    assert files_below(booted, "scratch") == set()
+    assert files_below(state_dir, "scratch") == set()
     manager.destroy_all()
     manager.templates.delete(built[0])
