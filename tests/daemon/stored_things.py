@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,11 +94,17 @@ class Shelf:
             yield moment
 
     @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """As the store's own, which is for those who wait for it asynchronously."""
+        with tempfile.TemporaryDirectory(dir=self.paths.scratch) as name:
+            yield Path(name)
+
+    @contextmanager
     def _frozen(
         self, new_id: str, source: Manifest | None, header: bytes, count: int
     ) -> Iterator[tuple[Path, Manifest, list[str]]]:
         held: list[str] = []
-        with self.store.hold(held), self.store.scratch() as parts:
+        with self.store.hold(held), self.scratch() as parts:
             source = self.store.current(source, held) if source else None
             new = [new_layer_id() for _ in range(count)]
             held += new
@@ -129,7 +136,7 @@ class Shelf:
         """Put one layer in the place of the topmost ones of a snapshot; give its id."""
         merged = new_layer_id()
         below, replaced = manifest.layers[-count - 1], manifest.layers[-count:]
-        with self.store.hold([layer.id for layer in replaced]), self.store.scratch() as parts:
+        with self.store.hold([layer.id for layer in replaced]), self.scratch() as parts:
             (parts / FROZEN).write_bytes(qcow2_header(below.id))
             for name in (EMPTY_LAYER, PAGES):
                 (parts / name).write_bytes(f"{name} of {merged}".encode() * 100)

@@ -88,11 +88,11 @@ def contents_of(shelf: _Shelf, *names: str) -> Contents:
     return Contents("", template, snapshots)
 
 
-def imported(store: Store, unpacker: Unpacker, contents: Contents, image: str) -> None:
+def imported(shelf: _Shelf, unpacker: Unpacker, contents: Contents, image: str) -> None:
     """Take in an archive."""
-    with store.scratch() as work:
-        one = Import(store, contents)
-        with store.hold(one.layer_ids):
+    with shelf.scratch() as work:
+        one = Import(shelf.store, contents)
+        with shelf.store.hold(one.layer_ids):
             one.receive(unpacker, work, lambda _: None)
             one.publish(work, Path(image))
 
@@ -105,7 +105,7 @@ def test_there_and_back(shelf: _Shelf, tmp_path: Path) -> None:
     assert received == contents
     other = _Shelf(tmp_path / "elsewhere")
     image = contents.template.shape.root_image
-    imported(other.store, unpacker, received, image)
+    imported(other, unpacker, received, image)
     assert other.store.snapshots.keys() == {"one", "two"}
     for one in (other, other.reopened()):
         for made in one.store.snapshots.values():

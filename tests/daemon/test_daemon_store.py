@@ -524,18 +524,18 @@ def test_taken_id(shelf: Shelf) -> None:
     assert path.read_bytes() == b"damaged"
 
 
-def test_scratch(shelf: Shelf) -> None:
+async def test_scratch(shelf: Shelf) -> None:
     """A scratch directory is gone after its block, with all that is in it."""
-    with shelf.store.scratch() as directory:
+    async with shelf.store.scratch() as directory:
         (directory / "deep" / "er").mkdir(parents=True)
     assert not directory.exists()
     assert list(shelf.paths.scratch.iterdir()) == []
 
 
-def test_what_a_vmm_made_of_scratch(shelf: Shelf) -> None:
+async def test_what_a_vmm_made_of_scratch(shelf: Shelf) -> None:
     """A scratch directory that was filled by a VMM is gone as well, after its block or a crash."""
     with ExitStack() as made:
-        with shelf.store.scratch() as directory:
+        async with shelf.store.scratch() as directory:
             made.enter_context(deep_tree(directory / "deep"))
         assert list(shelf.paths.scratch.iterdir()) == []
     with deep_tree(shelf.paths.scratch / "left"):

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
-    ExitStack,
+    AsyncExitStack,
     asynccontextmanager,
     suppress,
 )
@@ -446,10 +446,9 @@ class Machine:
         async with self._change(VmState.RUNNING, VmState.PAUSED):
             life = self._present
             await wait_savable(life, self._surroundings)
-            async with self._disk_for(life):
-                with self._store.scratch() as parts:
-                    saved = await self._save(parts, life, snapshot_id, label)
-                    kept = await publish(life, self._surroundings, parts, saved)
+            async with self._disk_for(life), self._store.scratch() as parts:
+                saved = await self._save(parts, life, snapshot_id, label)
+                kept = await publish(life, self._surroundings, parts, saved)
             self._surroundings.merger.request(kept)
             return kept
 
@@ -459,8 +458,8 @@ class Machine:
 
         Legal while RUNNING or PAUSED; the state stays. The VM goes on at once.
         """
-        with ExitStack() as kept:
-            parts = kept.enter_context(self._store.scratch())
+        async with AsyncExitStack() as kept:
+            parts = await kept.enter_async_context(self._store.scratch())
             async with self._change(VmState.RUNNING, VmState.PAUSED):
                 life = self._present
                 await wait_savable(life, self._surroundings)
@@ -512,7 +511,7 @@ class Machine:
                 return False
             async with self._standing_still(life) as ran:
                 vm = self._as_suspended(resumes and ran)
-                with self._store.scratch() as parts:
+                async with self._store.scratch() as parts:
                     saved = await self._save(parts, life, uuid4().hex)
                     kept = await publish_suspended(life, self._surroundings, parts, saved, vm)
             await self._let_go(life, kept)

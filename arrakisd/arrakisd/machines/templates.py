@@ -6,8 +6,8 @@ import hashlib
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -41,6 +41,7 @@ from ..host.vmm.interface import Boot, LaunchSpec, Vmm
 from ..settings.config import Config, host_memory_mib
 from ..storage.images import translated
 from ..storage.manifest import DEVICE_STATE, EMPTY_LAYER, MEMORY, Manifest, Shape, new_layer_id
+from ..storage.store import Store
 from .admission import Need
 from .surroundings import Surroundings
 
@@ -238,7 +239,7 @@ class Templates:
         began = trio.current_time()
         shape, layer_id = plan.shape, new_layer_id()
         await trio.to_thread.run_sync(self._store.verify_image, shape)
-        with self._store.scratch() as work, self._store.scratch() as parts, _room_to_grow(work):
+        async with _room_to_grow(self._store) as work, self._store.scratch() as parts:
             await progress(f"booting image '{shape.image}' once, for all later starts")
             layer = active_layer(work, layer_id)
             memory = work / MEMORY
@@ -325,15 +326,16 @@ def _other_hypervisor(
     )
 
 
-@contextmanager
-def _room_to_grow(work: Path) -> Iterator[None]:
+@asynccontextmanager
+async def _room_to_grow(store: Store) -> AsyncIterator[Path]:
     """Say what a VMM cannot say: it is killed where its memory file has no room to grow."""
-    try:
-        yield
-    except Exception as error:
-        if is_nearly_full(work):
-            raise no_room(work) from error
-        raise
+    async with store.scratch() as work:
+        try:
+            yield work
+        except Exception as error:
+            if is_nearly_full(work):
+                raise no_room(work) from error
+            raise
 
 
 async def _watch(vmm: Vmm) -> None:

@@ -91,7 +91,7 @@ class ArchiveOperations:
             try:
                 with self._quotas.new_snapshots(ids), self._store.hold(one.layer_ids):
                     async with (
-                        self._store.large_scratch() as work,
+                        self._store.scratch() as work,
                         self._quotas.disk(contents.allocated // _MIB),
                     ):
                         await trio.to_thread.run_sync(one.receive, unpacker, work, tell.more)

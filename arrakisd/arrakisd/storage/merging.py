@@ -96,7 +96,7 @@ class Merger:
     async def _replace(self, layers: list[Layer], manifest: Manifest) -> None:
         config, disk_mib = self._config, manifest.shape.disk_mib
         top, below, merged = layers[-1], manifest.layers[-len(layers) - 1], new_layer_id()
-        async with self._store.large_scratch() as work, self._store.large_scratch() as parts:
+        async with self._store.scratch() as work, self._store.scratch() as parts:
             # The program that reads what VMMs have written has no more rights than they have.
             # Nothing is made in its directory, where it could have put a link.
             config.give_to_vmm(work)

@@ -17,7 +17,6 @@ A *moment* is what a VM is forked from: a snapshot that nobody sees, and that is
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -29,7 +28,7 @@ from arrakis_rpc.errors import AlreadyExistsError, ArrakisError, IntegrityError,
 
 from ..host.checksums import Verifier
 from ..host.disks import FROZEN, name_backing
-from ..host.files import entries, remove_tree, room_needed, sync, temporary_directory
+from ..host.files import entries, remove_tree, sync, temporary_directory
 from ..settings.paths import StatePaths
 from .lineage import Lineage
 from .manifest import (
@@ -191,21 +190,11 @@ class Store:
             write_manifest(self.directory(child), adopted)
             self._table(child)[child.id] = adopted
 
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
+    def scratch(self) -> AbstractAsyncContextManager[Path]:
         """Make a directory to write parts into; whatever is left of it is deleted.
 
         A block that fails because the disk is full raises `ExhaustedError`.
         """
-        with room_needed(self._paths.root):
-            directory = Path(tempfile.mkdtemp(dir=self._paths.scratch))
-            try:
-                yield directory
-            finally:
-                remove_tree(directory)
-
-    def large_scratch(self) -> AbstractAsyncContextManager[Path]:
-        """As `scratch`, for what takes long to delete, which nobody else then waits for."""
         return temporary_directory(self._paths.scratch)
 
     def freeze_layer(self, layer_id: str, active: Path) -> None:
