@@ -28,14 +28,19 @@ def main() -> None:
     root = flags.chroot_base_dir / flags.exec_file.name / flags.id / "root"
     root.mkdir(parents=True, exist_ok=True)
     shutil.copy(flags.exec_file, root)
-    root.chmod(0o700)
-    os.chown(root, flags.uid, flags.gid)
+    for folder in (root, root / "dev", root / "dev" / "net", root / "run"):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o700)
+        os.chown(folder, flags.uid, flags.gid)
+    with (root / f"{flags.exec_file.name}.pid").open("x") as file:
+        file.write(str(os.getpid()))
     os.chdir(root)
     os.setgroups([])
     os.setgid(flags.gid)
     os.setuid(flags.uid)
     program = root / flags.exec_file.name
-    argv = [str(program), f"--id={flags.id}", "--start-time-us=1", *flags.rest]
+    times = ["--start-time-us", "1", "--start-time-cpu-us", "1", "--parent-cpu-time-us", "1"]
+    argv = [str(program), "--id", flags.id, *times, *flags.rest]
     os.execve(program, argv, {"FAKE_JAIL": str(root), "PATH": os.defpath})
 
 

@@ -71,14 +71,14 @@ async def test_by_name(fakes: dict[str, Fake], tmp_path: Path) -> None:
     """Another than the usual one is tried when it is asked for, and known from then on."""
     hypervisors = await open_hypervisors(settings(fakes, tmp_path, vmm="qemu", mode="none"))
     assert await hypervisors.get(None) is await hypervisors.get("auto") is hypervisors.usual
-    assert not hypervisors.has_made("firecracker", "1.16.0", "kvm")
+    assert not hypervisors.has_made("firecracker", "1.16.2", "kvm")
     with pytest.raises(UnsupportedError, match="has not been tried"):
         hypervisors.made("firecracker")
     fakes["firecracker"].set(probe="boots")
     found = await hypervisors.get("firecracker")
-    assert str(found) == "firecracker 1.16.0 (kvm)"
+    assert str(found) == "firecracker 1.16.2 (kvm)"
     assert await hypervisors.get("firecracker") is hypervisors.made("firecracker") is found
-    assert hypervisors.has_made("firecracker", "1.16.0", "kvm")
+    assert hypervisors.has_made("firecracker", "1.16.2", "kvm")
     assert not hypervisors.has_made("firecracker", "1.15.0", "kvm")
     with pytest.raises(NotFoundError, match="no VMM 'bochs'"):
         await hypervisors.get("bochs")

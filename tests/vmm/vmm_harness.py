@@ -28,7 +28,7 @@ VERSION_LINES = {
     "cloud-hypervisor": "cloud-hypervisor v{}",
     "firecracker": "Firecracker v{}\n\nSupported snapshot data format versions: v7.0.0",
 }
-VERSIONS = {"cloud-hypervisor": "52.0", "firecracker": "1.16.0"}
+VERSIONS = {"cloud-hypervisor": "52.0", "firecracker": "1.16.2"}
 
 
 @frozen

@@ -6,7 +6,6 @@ A VM has one life at a time, and gets another when it is rolled back.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,15 +117,14 @@ class Life:
 
     async def pause(self) -> None:
         """Halt a guest that has settled, until it is to `become` another one."""
-        await self.vmm.pause()
-        self._paused = time.time()
+        self._paused = await self.vmm.pause()
 
     async def become(self, vm: str, identify: Callable[[float], Identity], limit: float) -> None:
         """Let a guest that was paused go on, as another machine than it was."""
         assert self._paused is not None
         self.vm = self.agent.vm = vm
-        await self.vmm.resume()
-        asleep = time.time() - self._paused if self.vmm.clocks_stand else 0.0
+        woken = await self.vmm.resume()
+        asleep = woken - self._paused if self.vmm.clocks_stand else 0.0
         with deadline(limit, f"naming VM '{vm}'"):
             identity = identify(asleep)
             await self.agent.call("identity.apply", identity)

@@ -44,6 +44,7 @@ _MEMORY = "memory"
 _ANSWER_DEADLINE = 30.0
 _START_DEADLINE = 10.0
 _END_DEADLINE = 2.0
+_SLOWEST_DISK = 32  # MiB that are written a second
 _POLL = 0.002
 
 log = structlog.get_logger()
@@ -112,20 +113,27 @@ class ApiVmm(ABC):
         await self.wait_ready()
         await self._unfold(saved.disk)
         self._mapped = await self._wake(saved.device_state, saved.pages)
-        await self.resume()
-        return time.time()
+        return await self.resume()
 
-    async def pause(self) -> None:
-        """Halt the vCPUs. Legal while the guest runs."""
+    async def pause(self) -> float:
+        """Halt the vCPUs. Legal while the guest runs.
+
+        Gives when the guest's clocks stopped, in Unix time.
+        """
         if self._running:
             await self._set_running(False)
             self._halted = time.time()
             self._running = False
+        return self._halted
 
-    async def resume(self) -> None:
-        """Let the vCPUs go on. Legal while the guest is paused."""
+    async def resume(self) -> float:
+        """Let the vCPUs go on. Legal while the guest is paused.
+
+        Gives when the guest's clocks went on, in Unix time.
+        """
         await self._set_running(True)
         self._running = True
+        return time.time()
 
     async def snapshot(self, target: SnapshotTarget) -> SnapshotFacts:
         """Save a woken guest, in one pause; it goes on if it ran before.
@@ -141,8 +149,7 @@ class ApiVmm(ABC):
         try:
             with room_needed(self._directory):
                 try:
-                    await self.pause()
-                    halted = self._halted
+                    halted = await self.pause()
                     await self._save(target.device_state, dump, whole=areas is None)
                     if areas is not None:
                         flags = await trio.to_thread.run_sync(changed_flags, self.pid, areas)
@@ -250,18 +257,25 @@ class ApiVmm(ABC):
         return True
 
     async def _call(
-        self, method: str, target: str, body: object = None, *, fds: Sequence[int] = ()
+        self,
+        method: str,
+        target: str,
+        body: object = None,
+        *,
+        fds: Sequence[int] = (),
+        moves_memory: bool = False,
     ) -> Any:
+        """Make a call. One that reads or writes all of the guest's memory gets longer."""
         log.debug("VMM call", method=method, target=target, pid=self.pid)
+        limit = _ANSWER_DEADLINE + moves_memory * self._spec.memory_mib / _SLOWEST_DISK
         try:
-            with trio.fail_after(_ANSWER_DEADLINE):
+            with trio.fail_after(limit):
                 return await self._api.call(method, target, body, fds=fds)
         except trio.TooSlowError as error:
             self._is_lost = True
             self.kill()  # nobody can tell what it did and what it will still do
             raise DeadlineError(
-                f"{self.title} did not answer {method} {target} within "
-                f"{_ANSWER_DEADLINE:g} s, and was ended"
+                f"{self.title} did not answer {method} {target} within {limit:g} s, and was ended"
             ) from error
         except ApiClosedError as error:
             self._is_lost = True

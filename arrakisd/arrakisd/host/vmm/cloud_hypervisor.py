@@ -87,7 +87,7 @@ class CloudHypervisorVmm(ApiVmm):
         write_new(saved / _STATE, state)
         if not is_mapped:
             (saved / _RANGES).symlink_to(file)
-        await self._put("vm.restore", request, fds=fds)
+        await self._put("vm.restore", request, fds=fds, moves_memory=not is_mapped)
         return file if is_mapped else None
 
     def _restored_memory(
@@ -121,7 +121,7 @@ class CloudHypervisorVmm(ApiVmm):
         # It always writes all of the memory that is not a file itself.
         saved = self._directory / _SAVED
         make_directory(saved, self._spec.identity)
-        await self._put("vm.snapshot", {"destination_url": f"file://{saved}"})
+        await self._put("vm.snapshot", {"destination_url": f"file://{saved}"}, moves_memory=True)
         device_state.unlink(missing_ok=True)
         write_new(device_state, read_from(saved / _STATE, _LARGEST_STATE))
         with suppress(FileNotFoundError):  # there is none of RAM that is a file itself
@@ -139,8 +139,15 @@ class CloudHypervisorVmm(ApiVmm):
             readable=readable,
         )
 
-    async def _put(self, action: str, body: object = None, fds: Sequence[int] = ()) -> None:
-        await self._call("PUT", f"/api/v1/{action}", body, fds=fds)
+    async def _put(
+        self,
+        action: str,
+        body: object = None,
+        *,
+        fds: Sequence[int] = (),
+        moves_memory: bool = False,
+    ) -> None:
+        await self._call("PUT", f"/api/v1/{action}", body, fds=fds, moves_memory=moves_memory)
 
 
 class CloudHypervisorDriver(ApiDriver[CloudHypervisorVmm]):
@@ -155,8 +162,14 @@ class CloudHypervisorDriver(ApiDriver[CloudHypervisorVmm]):
         super().__init__(config, config.cloud_hypervisor_binary)
 
     def check_version(self, version: str) -> None:
-        """Raise `UnsupportedError` for one that is too old."""
-        chv.major_version(version)
+        """Raise `UnsupportedError` for one that is too old; warn of one that is not known."""
+        if not chv.maps_memory(version):
+            log.warning(
+                "nobody has looked at this version of cloud-hypervisor yet: "
+                "all memory of its guests is copied",
+                version=version,
+                last_known=chv.LAST_KNOWN,
+            )
 
     @contextmanager
     def probe(self, kernel: KernelFiles) -> Iterator[list[str]]:

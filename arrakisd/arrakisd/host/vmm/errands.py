@@ -34,9 +34,14 @@ async def unfold_layer(layer: Path, raw: Path, identity: Identity) -> None:
 
 
 async def fold_disk(raw: Path, layer: Path, identity: Identity) -> None:
-    """Put all that a raw disk has into a qcow2 layer, whatever is in it and below it."""
-    formats = ["-f", "raw", "-O", "qcow2"]
-    await _run(["qemu-img", "convert", "-n", *formats, str(raw), str(layer)], identity)
+    """Put all that a raw disk has into a qcow2 layer, whatever is in it and below it.
+
+    A VMM may have the disk yet, if its guest stands still: one locks it until its own end.
+    """
+    name = str(raw).replace(",", ",,")
+    source = f"driver=raw,file.driver=file,file.locking=off,file.filename={name}"
+    options = ["-O", "qcow2", "--image-opts"]
+    await _run(["qemu-img", "convert", "-n", *options, source, str(layer)], identity)
 
 
 async def _run(argv: Sequence[str], identity: Identity) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -35,6 +36,9 @@ from .kvm_probe import PROBE_COMMAND_LINE
 from .vsock_channel import AGENT_ARGUMENT
 
 _FIRST_KNOWN = (1, 13)
+# Its guests cannot be reached by vsock any more: in 1.16.0 once they are woken
+# (firecracker-microvm/firecracker#5969), and up to 1.16.1 once they have been paused (#6074).
+_FIRST_DEAF, _FIRST_HEALED = (1, 16), (1, 16, 2)
 _ROOT = "root.img"
 _KERNEL = "kernel"
 _INITRAMFS = "initramfs"
@@ -102,11 +106,29 @@ class FirecrackerVmm(ApiVmm):
         await self._call("PUT", "/snapshot/load", snapshot)
         return memory
 
+    async def pause(self) -> float:
+        """Halt the vCPUs, if they run; its clocks go on, until they are saved: comes before that.
+
+        Gives until when they have gone on by now, in Unix time.
+        """
+        await super().pause()
+        self._halted = time.time()
+        return self._halted
+
+    async def resume(self) -> float:
+        """Let the vCPUs go on. Legal while the guest is paused.
+
+        Gives when its clocks went on: that a guest was paused has not stopped them.
+        """
+        woken = await super().resume()
+        return self._halted or woken
+
     async def save_template(self, device_state: Path) -> float:
         """Halt a booted guest for good and save its device state and its memory."""
         await self.pause()
         dump = self._directory / _SAVED_MEMORY
-        await self._save(device_state, dump, whole=True)
+        # What the guest has never touched is zero, and need not be written.
+        await self._save(device_state, dump, whole=False)
         dump.rename(self._spec.memory_file)
         await self._fold()
         return self._halted
@@ -168,12 +190,17 @@ class FirecrackerDriver(ApiDriver[FirecrackerVmm]):
         self._jailer = config.firecracker_jailer
 
     def check_version(self, version: str) -> None:
-        """Raise `UnsupportedError` for one that is too old."""
+        """Raise `UnsupportedError` for one that is too old, or loses its guests."""
         numbers = tuple(int(part) for part in version.split("."))
         if numbers < _FIRST_KNOWN:
             raise UnsupportedError(
                 f"Firecracker {version} is too old",
-                hint=f"from version {'.'.join(map(str, _FIRST_KNOWN))} on it can be used",
+                hint=f"from version {_dotted(_FIRST_KNOWN)} on it can be used",
+            )
+        if _FIRST_DEAF <= numbers < _FIRST_HEALED:
+            raise UnsupportedError(
+                f"Firecracker {version} loses touch with guests that were paused or saved",
+                hint=f"take version {_dotted(_FIRST_HEALED)}, or one before {_dotted(_FIRST_DEAF)}",
             )
 
     def check_host(self) -> None:
@@ -260,6 +287,10 @@ class FirecrackerDriver(ApiDriver[FirecrackerVmm]):
         """Make what drives a process."""
         jailed = self._jailer is not None
         return FirecrackerVmm(spec, child, self.directory(spec), jailed=jailed)
+
+
+def _dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))
 
 
 def _may_make_devices() -> bool:

@@ -133,11 +133,17 @@ class Vmm(Protocol):
         Gives when the guest's clocks went on, in Unix time.
         """
 
-    async def pause(self) -> None:
-        """Halt the vCPUs. Legal while the guest runs."""
+    async def pause(self) -> float:
+        """Halt the vCPUs. Legal while the guest runs.
 
-    async def resume(self) -> None:
-        """Let the vCPUs go on. Legal while the guest is paused."""
+        Gives when the guest's clocks stopped, in Unix time.
+        """
+
+    async def resume(self) -> float:
+        """Let the vCPUs go on. Legal while the guest is paused.
+
+        Gives when the guest's clocks went on, in Unix time.
+        """
 
     async def save_template(self, device_state: Path) -> float:
         """Halt a booted guest for good and save its device state; RAM is in the memory file.

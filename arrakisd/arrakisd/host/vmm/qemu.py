@@ -181,15 +181,23 @@ class QemuVmm:
         device = {"path": "/machine/peripheral/disk", "property": "drive"}
         await self._execute("qom-set", **device, value=self._disk)
 
-    async def pause(self) -> None:
-        """Halt the vCPUs. Legal while the guest runs."""
+    async def pause(self) -> float:
+        """Halt the vCPUs. Legal while the guest runs.
+
+        Gives when the guest's clocks stopped, in Unix time.
+        """
         await self._execute("stop")
         self._running = False
+        return self._halted
 
-    async def resume(self) -> None:
-        """Let the vCPUs go on. Legal while the guest is paused."""
+    async def resume(self) -> float:
+        """Let the vCPUs go on. Legal while the guest is paused.
+
+        Gives when the guest's clocks went on, in Unix time.
+        """
         await self._execute("cont")
         self._running = True
+        return self._woken
 
     async def save_template(self, device_state: Path) -> float:
         """Halt a booted guest for good and save its device state; RAM is in the memory file.
@@ -197,9 +205,9 @@ class QemuVmm:
         Gives when the guest's clocks stopped. Halting has also written all metadata of the
         disk layer.
         """
-        await self.pause()
+        halted = await self.pause()
         await self._save_devices(device_state)
-        return self._halted
+        return halted
 
     async def snapshot(self, target: SnapshotTarget) -> SnapshotFacts:
         """Save a woken guest, in one pause; it goes on if it ran before.
@@ -225,8 +233,7 @@ class QemuVmm:
             changed = await trio.to_thread.run_sync(saver.save)
 
         try:
-            await self.pause()
-            halted = self._halted
+            halted = await self.pause()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(save_memory)
                 await self._save_devices(target.device_state)
