@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import struct
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from arrakis_rpc.errors import IntegrityError, VmmError
-from arrakisd.host import memory
+from arrakisd.host import memory, pagemap
 from arrakisd.host.memory import Area, PageSaver, changed_flags, find_memory, load_pages
 from arrakisd.host.page_files import PAGE, merge_page_files
 
@@ -169,11 +170,24 @@ def pages_in(path: Path) -> set[int]:
     return {page for first, count in runs for page in range(first, first + count)}
 
 
+@pytest.fixture(params=["scanned", "read"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a kernel is asked: one that is newer than 6.7, in several steps, or an older one."""
+    monkeypatch.setattr(pagemap, "_REGIONS", 3)
+    if request.param == "read":
+        monkeypatch.setattr(pagemap.fcntl, "ioctl", unknown_to_the_kernel)
+
+
+def unknown_to_the_kernel(*_: object) -> None:
+    raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
+
+
 @pytest.mark.parametrize(
     "written",
-    [[], [0], [PAGES - 1], [5, 6, 7, 9], [255, 256], list(range(PAGES))],
-    ids=["none", "first", "last", "run", "across areas", "all"],
+    [[], [0], [PAGES - 1], [5, 6, 7, 9], [255, 256], list(range(PAGES)), list(range(1, PAGES, 2))],
+    ids=["none", "first", "last", "run", "across areas", "all", "every other"],
 )
+@pytest.mark.usefixtures("way")
 def test_found(guests: list[Guest], memory_file: Path, written: list[int]) -> None:
     """Exactly the written pages are found."""
     guests[0].contents()  # reading maps pages, and changes none
@@ -346,6 +360,7 @@ def test_hostile_mapping(guests: list[Guest], memory_file: Path, tmp_path: Path,
             attempt()
 
 
+@pytest.mark.usefixtures("way")
 def test_end_of_another_users_process() -> None:
     """The files of a process that has ended, and that nobody has waited for, are root's."""
     with subprocess.Popen(["true"], user=_OTHER_USER) as ended:

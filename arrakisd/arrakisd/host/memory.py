@@ -1,9 +1,8 @@
 """Pages that a guest has changed: finding, saving and putting them back.
 
 A restored guest's RAM is a private mapping of its template's memory file. Pages that the
-guest has written since, or that were put there before it ran, are anonymous, and
-``/proc/PID/pagemap`` tells which they are (Documentation/admin-guide/mm/pagemap.rst): present
-or swapped out, and not file-backed.
+guest has written since, or that were put there before it ran, are the process's own, and
+`pagemap` tells which they are.
 
 Which of them have changed since the snapshot that the guest was woken from, no kernel tells
 without CONFIG_MEM_SOFT_DIRTY. So they are compared with what is stored.
@@ -24,15 +23,12 @@ from attrs import frozen
 from arrakis_rpc.errors import IntegrityError, VmmError
 
 from .page_files import PAGE, PIECE, PageWriter, Span, cut, open_stack
+from .pagemap import own_pages
 from .processes import acting_as_user_of
 from .threads import checkpoint
 
 T = TypeVar("T")
 
-_PRESENT, _SWAPPED, _FILE = 0x80, 0x40, 0x20
-_CHANGED = bytes(
-    1 if value & (_PRESENT | _SWAPPED) and not value & _FILE else 0 for value in range(256)
-)
 _RUNS = re.compile(b"\x01+")
 
 
@@ -74,15 +70,13 @@ def changed_flags(pid: int, areas: list[Area]) -> bytearray:
     """Give for each of the guest's pages 1 if it is no longer the memory file's, else 0."""
     flags = bytearray(_end(areas))
     with _open(pid, "pagemap", "rb") as pagemap:
-        for area in areas:
-            size = area.pages * 8
-            at = area.address // PAGE * 8
-            entries = _transfer(pid, os.pread, pagemap.fileno(), size, at)
-            if len(entries) != size:
-                raise _ended(pid)
-            # The flags are in the top byte of each little-endian entry.
-            begin, end = area.first_page, area.first_page + area.pages
-            flags[begin:end] = entries[7::8].translate(_CHANGED)
+        try:
+            for area in areas:
+                for first, count in own_pages(pagemap.fileno(), area.address, area.pages):
+                    begin = area.first_page + first
+                    flags[begin : begin + count] = b"\1" * count
+        except (OSError, EOFError) as error:
+            raise _ended(pid) from error
     return flags
 
 
@@ -152,16 +146,12 @@ class PageSaver:
 
     def _read(self, batch: list[Span], ours: memoryview) -> int:
         """Fill both buffers: with what the guest has, and with what is stored."""
-        memory = self._memory.fileno()
         position = 0
         for span in batch:
             for address, count in _addresses(self._areas, span.first, span.pages):
-                end = position + count * PAGE
-                while position < end:
-                    with ours[position:end] as piece:
-                        got = _transfer(self._pid, os.preadv, memory, [piece], address)
-                    position += got
-                    address += got
+                with ours[position : position + count * PAGE] as place:
+                    self._read_memory(place, address)
+                position += count * PAGE
         position = 0
         with memoryview(self._theirs) as theirs:
             for source, offset, size in _joined(batch):
@@ -171,19 +161,31 @@ class PageSaver:
                 position += size
         return position
 
+    def _read_memory(self, place: memoryview, address: int) -> None:
+        memory, done = self._memory.fileno(), 0
+        try:
+            while done < len(place):
+                if not (got := os.preadv(memory, [place[done:]], address + done)):
+                    raise _ended(self._pid)
+                done += got
+        except OSError as error:
+            raise _ended(self._pid) from error
+
     def _write_differing(self, batch: list[Span], writer: PageWriter, ours: memoryview) -> None:
-        position = 0
+        end = 0
         for span in batch:
+            begin, end = end, end + span.pages * PAGE
+            if self._ours[begin:end] == self._theirs[begin:end]:
+                continue
             differing = [
                 number
                 for number in range(span.pages)
-                if self._ours[(at := position + number * PAGE) : at + PAGE]
+                if self._ours[(at := begin + number * PAGE) : at + PAGE]
                 != self._theirs[at : at + PAGE]
             ]
             for first, count in _runs(differing):
-                begin = position + first * PAGE
-                writer.add(span.first + first, ours[begin : begin + count * PAGE])
-            position += span.pages * PAGE
+                at = begin + first * PAGE
+                writer.add(span.first + first, ours[at : at + count * PAGE])
 
 
 def load_pages(pid: int, memory_file: Path, pages: int, sources: Sequence[Path]) -> int:
@@ -273,13 +275,15 @@ def _end(areas: list[Area]) -> int:
     return max(area.first_page + area.pages for area in areas)
 
 
-def _addresses(areas: list[Area], first: int, count: int) -> Iterator[tuple[int, int]]:
+def _addresses(areas: list[Area], first: int, count: int) -> list[tuple[int, int]]:
     """Where pages lie, as (address, number of pages); other memory may follow each."""
+    found = []
     end = first + count
     for area in areas:
         if area.first_page <= first < area.first_page + area.pages:
             here = min(end, area.first_page + area.pages) - first
-            yield area.address + (first - area.first_page) * PAGE, here
+            found.append((area.address + (first - area.first_page) * PAGE, here))
             first += here
     if first < end:
         raise IntegrityError(f"pages {first} to {end - 1} lie outside the guest's memory")
+    return found
