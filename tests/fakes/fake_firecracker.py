@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ TAP_FLAGS = 0x0002 | 0x1000 | 0x4000
 
 class FakeFirecracker(FakeVmm):
     table = FIRECRACKER
+    farewell = "reboot"
 
     def __init__(self, directory: Path, api_socket: Path) -> None:
         super().__init__(directory, api_socket)
@@ -138,6 +140,7 @@ class FakeFirecracker(FakeVmm):
     def put_snapshot_create(self, wish: dict[str, Any]) -> None:
         self.require("paused", status=400)
         assert self.guest is not None
+        time.sleep(float(self.settings.get("writes_for", 0)))
         state = {
             "machine": self.machine,
             "drives": self.drives,

@@ -20,10 +20,14 @@ AGENT_PORT = 5000
 class Guest:
     """What a machine consists of, and what it does while its vCPUs run."""
 
-    def __init__(self, memory: mmap.mmap, disk: Path, agent: str | None) -> None:
+    def __init__(
+        self, memory: mmap.mmap, disk: Path, agent: str | None, *, stale: int, farewell: str
+    ) -> None:
         self.memory = memory
         self.disk = disk.open("r+b", buffering=0)
         self.agent = agent
+        self.stale = stale
+        self.farewell = farewell
         self.running = threading.Event()
         self.connections: set[socket.socket] = set()
 
@@ -41,6 +45,10 @@ class Guest:
     def _accept(self, listener: socket.socket) -> None:
         while True:
             connection, _ = listener.accept()
+            if self.stale > 0:
+                self.stale -= 1
+                self.connections.add(connection)  # whom the guest takes for somebody it knows
+                continue
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
@@ -68,7 +76,7 @@ class Guest:
                 self.connections.discard(connection)
 
     def obey(self, verb: str, *numbers: str) -> str:
-        at, *rest = map(int, numbers)
+        at, *rest = map(int, numbers or "0")
         match verb:
             case "poke":
                 self.memory[at * PAGE : (at + 1) * PAGE] = bytes([rest[0]]) * PAGE
@@ -80,6 +88,10 @@ class Guest:
                 return str(os.pread(self.disk.fileno(), 1, at * PAGE)[0])
             case "exit":
                 os._exit(at)
+            case "poweroff" | "reboot":
+                if verb == self.farewell:
+                    os._exit(0)
+                self.running.clear()
         return "done"
 
 

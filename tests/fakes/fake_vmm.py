@@ -38,6 +38,7 @@ class FakeVmm(ABC):
 
     table: ClassVar[dict[str, Any]]
     prefix: ClassVar[str] = ""
+    farewell: ClassVar[str] = "poweroff"
 
     def __init__(self, directory: Path, api_socket: Path) -> None:
         self.directory = directory
@@ -128,7 +129,13 @@ class FakeVmm(ABC):
         if booting:
             memory[:PAGE] = b"k" * PAGE
             self.say("fake guest: booted")
-        self.guest = Guest(memory, disk, self.settings.get("agent"))
+        self.guest = Guest(
+            memory,
+            disk,
+            self.settings.get("agent"),
+            stale=0 if booting else int(self.settings.get("stale", 0)),
+            farewell=self.farewell,
+        )
         self.guest.listen(vsock)
 
     def set_running(self, running: bool) -> None:

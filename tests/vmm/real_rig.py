@@ -171,9 +171,8 @@ class RealRig:
         layer, next_layer = (directory / f"{n}.qcow2" for n in (number - 1, number))
         await make_empty_layer(next_layer, f"{self.layers + 1:032x}", DISK_MIB)
         target = SnapshotTarget(directory / "device-state", pages, stored.pages, next_layer)
-        async with agent.quiet():
-            token = agent.resync_token
-            facts = await vmm.snapshot(target)
+        facts = await vmm.snapshot(target, agent.quiet())
+        token = agent.resync_token
         kept = target.device_state.rename(self.root / f"{name}-state{number}")
         return Stored(kept, [*stored.pages, pages], token), self.freeze(layer), facts
 

@@ -15,7 +15,8 @@ from vmm_harness import Rig
 from arrakis_rpc.errors import GuestError
 from arrakis_rpc.guest_api import ExecSpec
 from arrakis_rpc.resync import FIRST_TOKEN
-from arrakisd.guest.agent import GuestAgent
+from arrakisd.guest.agent import _HANDSHAKE_DEADLINE, GuestAgent
+from arrakisd.host.vmm import vsock_channel
 
 DEADLINE = 20.0
 
@@ -52,6 +53,31 @@ async def run(agent: GuestAgent, *argv: str) -> int:
             except GuestError:
                 continue
             return int(result.exit_code)
+
+
+async def test_first_call(rig: Rig, agent_socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call into a woken guest succeeds although nobody answers the first connection."""
+    monkeypatch.setattr(vsock_channel, "_GREETING_DEADLINE", 0.5)
+    template = await rig.make_template()
+    rig.fake.set(agent=str(agent_socket), stale="1")
+    async with rig.woken("one", template, f"{1:032x}") as vmm, trio.open_nursery() as nursery:
+        agent = GuestAgent("one", vmm.open_channel, FIRST_TOKEN)
+        nursery.start_soon(agent.run)
+        spec = ExecSpec(argv=["sh", "-c", "exit 3"])
+        assert (await agent.call_first("exec.run", spec, DEADLINE)).exit_code == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_late_agent(rig: Rig, agent_socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that never reached the guest does not cost the next one its token."""
+    monkeypatch.setattr(vsock_channel, "_GREETING_DEADLINE", 0.1)
+    template = await rig.make_template()
+    rig.fake.set(agent=str(agent_socket), stale=str(vsock_channel._TRIES))
+    async with rig.woken("one", template, f"{1:032x}") as vmm, trio.open_nursery() as nursery:
+        agent = GuestAgent("one", vmm.open_channel, FIRST_TOKEN)
+        nursery.start_soon(agent.run)
+        await agent.wait_ready(_HANDSHAKE_DEADLINE - 1)
+        nursery.cancel_scope.cancel()
 
 
 async def test_session(rig: Rig, agent_socket: Path) -> None:

@@ -10,13 +10,16 @@ from vmm_harness import Fake, Rig, ask
 
 from arrakis_rpc.errors import DeadlineError
 from arrakisd.host.disks import make_blank_disk
-from arrakisd.host.vmm import api_vmm
+from arrakisd.host.vmm import api_vmm, kvm_probe
 from arrakisd.host.vmm.errands import fold_disk
+from arrakisd.settings.config import Config
+from arrakisd.settings.network import NetworkConfig
+from arrakisd.upkeep import doctor
 
 pytestmark = pytest.mark.parametrize("fake", ["cloud-hypervisor"], indirect=True)
 
 
-@pytest.mark.parametrize(("version", "known"), [("50.0", True), ("53.1", True), ("54.0", False)])
+@pytest.mark.parametrize(("version", "known"), [("51.2", True), ("53.1", True), ("54.0", False)])
 def test_unknown_version(fake: Fake, version: str, known: bool) -> None:
     """A version that nobody has looked at is used, and that is said once."""
     fake.set(version)
@@ -24,6 +27,46 @@ def test_unknown_version(fake: Fake, version: str, known: bool) -> None:
     with capture_logs() as logs:
         assert driver.version() == driver.version() == version
     assert [entry["version"] for entry in logs] == ([] if known else [version])
+
+
+@pytest.mark.parametrize(
+    ("version", "holes"),
+    [
+        ("50.0", "CVE-2026-27211, CVE-2026-45782"),
+        ("50.2", "CVE-2026-45782"),
+        ("51.1", "CVE-2026-45782"),
+        ("51.2", None),
+        ("52.0", None),
+    ],
+)
+def test_unsafe_version(
+    fake: Fake,
+    version: str,
+    holes: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A version with holes is used, but that is said once, and by the doctor, with a better one."""
+    fake.set(version)
+    driver = fake.driver()
+    with capture_logs() as logs:
+        assert driver.version() == driver.version() == version
+    if holes is None:
+        assert (logs, driver.caveat) == ([], None)
+        return
+    [entry] = logs
+    assert entry["reason"] == driver.caveat
+    assert f"({holes}): take 51.2 or newer" in entry["reason"]
+    (tmp_path / "kvm").touch()
+    monkeypatch.setattr(kvm_probe, "DEVICE", tmp_path / "kvm")
+    config = Config(
+        cloud_hypervisor_binary=str(fake.binary),
+        vmm_user="nobody-else",
+        network=NetworkConfig(mode="none"),
+    )
+    [check] = [one for one in doctor.examine(config, "qemu") if one.name == "cloud-hypervisor"]
+    assert check.ok
+    assert check.detail == f"{version}; {driver.caveat}"
 
 
 async def test_locked_disk(rig: Rig) -> None:

@@ -26,7 +26,7 @@ only_cloud_hypervisor = pytest.mark.parametrize("fake", ["cloud-hypervisor"], in
         ("cloud-hypervisor", "50.0", "50.0"),
         ("cloud-hypervisor", "53.0-12-g1a2b3c4", "53.0"),
         ("cloud-hypervisor", "49.0", None),
-        ("firecracker", "1.13.0", "1.13.0"),
+        ("firecracker", "1.14.4", "1.14.4"),
         ("firecracker", "1.16.2-dirty", "1.16.2"),
         ("firecracker", "1.12.1", None),
         ("firecracker", "none", None),

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from vmm_harness import Rig, Stored, ask
 
 from arrakis_rpc.errors import DeadlineError, ExhaustedError, UnsupportedError, VmmError
+from arrakis_rpc.guest_api import ExecSpec
 from arrakisd.host.net.interface import UserNic
-from arrakisd.host.vmm import api_vmm
+from arrakisd.host.vmm import api_vmm, vsock_channel
 from arrakisd.host.vmm.errands import copy_sparse
+from arrakisd.machines.machine import Machine
 from arrakisd.wire.peer import domain_error_in
 
 SAVE = {
@@ -157,6 +161,65 @@ async def test_power_off(rig: Rig) -> None:
     async with rig.woken("one", template, f"{1:032x}") as vmm, vmm.open_channel() as channel:
         await channel.send_all(b"exit 0\n")
         assert (await vmm.wait()).orderly
+
+
+async def test_farewell(rig: Rig) -> None:
+    """What a guest is told when its machine is stopped ends its VMM, whichever that is."""
+    template = await rig.make_template()
+    async with rig.woken("one", template, f"{1:032x}") as vmm, vmm.open_channel() as channel:
+
+        async def obey(_: str, command: ExecSpec) -> None:
+            assert command.argv[0] == "systemctl"
+            await channel.send_all(f"{command.argv[1]}\n".encode())
+
+        machine: Any = SimpleNamespace(
+            name="one",
+            agent=SimpleNamespace(call=obey),
+            ended=vmm,
+            _present=SimpleNamespace(vmm=vmm),
+        )
+        with trio.fail_after(10):
+            await Machine._power_off(machine)
+        assert (await vmm.wait()).orderly
+
+
+@pytest.mark.parametrize(("stale", "reached"), [(1, True), (2, True), (3, False)])
+async def test_stale_connection(
+    rig: Rig, stale: int, reached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel whose number a woken guest takes for another's is opened with the next one."""
+    monkeypatch.setattr(vsock_channel, "_GREETING_DEADLINE", 0.5)
+    template = await rig.make_template()
+    rig.fake.set(stale=str(stale))
+    async with rig.woken("one", template, f"{1:032x}") as vmm:
+        if reached:
+            assert await ask(vmm, "peek 1") == ["11"]
+            return
+        with trio.fail_after(10):
+            async with vmm.open_channel() as channel:
+                with pytest.raises(trio.BrokenResourceError, match="nobody listens"):
+                    await channel.receive_some()
+
+
+async def test_hang_up_while_connecting(rig: Rig) -> None:
+    """A channel that is closed before the guest has answered stays so."""
+    template = await rig.make_template()
+    rig.fake.set(stale="1")
+    async with (
+        rig.woken("one", template, f"{1:032x}") as vmm,
+        vmm.open_channel() as channel,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def hang_up() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            channel.hang_up()
+
+        nursery.start_soon(hang_up)
+        with trio.fail_after(2), pytest.raises(trio.ClosedResourceError):
+            await channel.receive_some()
+        with pytest.raises(trio.BrokenResourceError):
+            await channel.send_all(b"peek 1\n")
 
 
 async def test_nobody_in_the_guest(rig: Rig) -> None:

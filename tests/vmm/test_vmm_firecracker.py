@@ -22,7 +22,7 @@ from arrakisd.host.net.interface import TapNic
 from arrakisd.host.net.namespace import Namespace
 from arrakisd.host.net.taps import open_tap
 from arrakisd.host.processes import end_orphan, find_orphans, owned, owner_mark, spawn
-from arrakisd.host.vmm import firecracker, kvm_probe
+from arrakisd.host.vmm import api_vmm, firecracker, kvm_probe
 from arrakisd.settings.network import NetworkConfig
 
 pytestmark = pytest.mark.parametrize("fake", ["firecracker"], indirect=True)
@@ -73,13 +73,43 @@ async def test_failed_wake(rig: Rig) -> None:
             pass
 
 
-@pytest.mark.parametrize("version", ["1.16.0", "1.16.1"])
-def test_deaf_versions(fake: Fake, version: str) -> None:
-    """Versions that lose touch with their guests are refused, with which to take instead."""
+@pytest.mark.parametrize(
+    ("version", "problem"),
+    [
+        ("1.12.1", "too old"),
+        ("1.13.0", "CVE-2026-5747"),
+        ("1.14.3", "CVE-2026-5747"),
+        ("1.14.4", None),
+        ("1.14.9", None),
+        ("1.15.0", "CVE-2026-5747"),
+        ("1.15.1", None),
+        ("1.16.0", "loses touch"),
+        ("1.16.1", "loses touch"),
+        ("1.16.2", None),
+        ("1.17.0", None),
+    ],
+)
+def test_unfit_versions(fake: Fake, version: str, problem: str | None) -> None:
+    """Versions that let guests out, or lose them, are refused, with which to take instead."""
     fake.set(version)
-    with pytest.raises(UnsupportedError, match="loses touch") as caught:
+    if problem is None:
+        assert fake.driver().version() == version
+        return
+    with pytest.raises(UnsupportedError, match=problem) as caught:
         fake.driver().version()
-    assert caught.value.hint == "take version 1.16.2, or one before 1.16"
+    assert caught.value.hint is not None
+    for good in ("1.16.2", "1.15.1", "1.14.4"):
+        assert good in caught.value.hint
+
+
+async def test_slow_snapshot(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To write memory takes as long as it takes, and then more than other things."""
+    template = await rig.make_template()
+    rig.fake.set(writes_for="3")
+    monkeypatch.setattr(api_vmm, "_ANSWER_DEADLINE", 2.0)
+    monkeypatch.setattr(api_vmm, "_SLOWEST_DISK", 1)
+    async with rig.woken("one", template, f"{1:032x}") as vmm:
+        await rig.snapshot("one", 1, vmm, template)
 
 
 @needs_root

@@ -10,6 +10,7 @@ import functools
 import gc
 import json
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,7 @@ async def test_refused_snapshot(machines: Machines) -> None:
         try:
             before = len(list(Path("/proc/self/fd").iterdir()))
             with pytest.raises(VmmError, match="no/layer"):
-                await one.snapshot(target)
+                await one.snapshot(target, nullcontext())
             assert len(list(Path("/proc/self/fd").iterdir())) == before
         finally:
             gc.enable()

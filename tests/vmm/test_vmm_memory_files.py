@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
 import pytest
 
 from arrakis_rpc.errors import IntegrityError, VmmError
+from arrakisd.host import memory_files
 from arrakisd.host.memory_files import patch_memory, save_difference
 from arrakisd.host.page_files import PAGE, PIECE
 
@@ -67,6 +69,48 @@ def test_not_whole(tmp_path: Path) -> None:
         patch_memory(link, [])
     with pytest.raises(VmmError, match="no ordinary file"):
         save_difference(base, [], tmp_path, tmp_path / "pages")
+
+
+@pytest.mark.parametrize("left", [0, PIECE + PAGE, 2 * PIECE - 1])
+def test_cut(tmp_path: Path, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dump that is cut while it is read is an error, and no page file."""
+    base, dump = tmp_path / "base", tmp_path / "dump"
+    base.write_bytes(bytes(2 * PIECE))
+    dump.write_bytes(b"x" * 2 * PIECE)
+    monkeypatch.setattr(memory_files, "checkpoint", lambda: os.truncate(dump, left))
+    with pytest.raises(VmmError, match="it was cut"):
+        save_difference(base, [], dump, tmp_path / "pages")
+
+
+def test_cut_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So is a page file that is cut, of those that a dump is compared with."""
+    base, dump, known = (tmp_path / name for name in ("base", "dump", "known"))
+    base.write_bytes(bytes(2 * PIECE))
+    dump.write_bytes(b"x" * 2 * PIECE)
+    save_difference(base, [], dump, known)
+    monkeypatch.setattr(memory_files, "checkpoint", lambda: os.truncate(known, PIECE))
+    with pytest.raises(VmmError, match="it was cut"):
+        save_difference(base, [known], dump, tmp_path / "pages")
+
+
+def test_grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a dump that grows while it is read, no more is taken than the guest's memory."""
+    base, dump, pages = (tmp_path / name for name in ("base", "dump", "pages"))
+    base.write_bytes(bytes(PIECE))
+    dump.write_bytes(b"x" * PIECE)
+    monkeypatch.setattr(memory_files, "checkpoint", lambda: os.truncate(dump, 2 * PIECE))
+    assert save_difference(base, [], dump, pages) == PIECE // PAGE
+    patch_memory(base, [pages])
+    assert base.read_bytes() == b"x" * PIECE
+
+
+def test_missing_flags(tmp_path: Path) -> None:
+    """Pages of which nobody knows whether they differ are not passed over."""
+    base, dump = tmp_path / "base", tmp_path / "dump"
+    base.write_bytes(bytes(8 * PAGE))
+    dump.write_bytes(b"x" * 8 * PAGE)
+    with pytest.raises(VmmError, match="whole memory"):
+        save_difference(base, [], dump, tmp_path / "pages", bytearray(7))
 
 
 def test_foreign_pages(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,7 @@ class Rig:
         layer, next_layer = (directory / f"{n}.qcow2" for n in (number - 1, number))
         await make_empty_layer(next_layer, f"{self.layers + 1:032x}", DISK_MIB)
         target = SnapshotTarget(directory / "device-state", pages, stored.pages, next_layer)
-        facts = await vmm.snapshot(target)
+        facts = await vmm.snapshot(target, nullcontext())
         kept = target.device_state.rename(self.root / f"{name}-state{number}")
         return Stored(kept, [*stored.pages, pages]), self.freeze(layer), facts
 

@@ -54,7 +54,7 @@ class GuestAgent:
         self._peer: CallerPeer | None = None
         self._opening = trio.Event()
         self._ready = trio.Event()
-        self._met = False
+        self._met = self._has_reached = False
         self.heard = trio.current_time()  # when anything last came from the guest
 
     @property
@@ -70,7 +70,7 @@ class GuestAgent:
         """
         deadline = first_deadline
         while True:
-            self._met = False
+            self._met = self._has_reached = False
             try:
                 await self._run_session(deadline)
             except* (
@@ -86,7 +86,7 @@ class GuestAgent:
             # A hello that was sent but not answered may have changed the token or not. Each of
             # the two offers the other, so that there never is a third to try; and not itself:
             # an agent would take its copy in the hello for the beginning of another session.
-            if not self._met:
+            if self._has_reached and not self._met:
                 self._token, self._offered = self._offered, self._token
             await trio.sleep(_REOPEN_DELAY)
 
@@ -106,6 +106,7 @@ class GuestAgent:
                 self._ready.set()
                 await trio.sleep_forever()
             finally:
+                self._has_reached = channel.has_reached
                 self._peer = self._channel = None
                 # Not one that somebody waits for: the next session is to wake him.
                 self._opening = trio.Event() if self._opening.is_set() else self._opening

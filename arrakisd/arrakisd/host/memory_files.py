@@ -20,8 +20,7 @@ from .threads import checkpoint
 
 def patch_memory(memory: Path, pages: Sequence[Path]) -> None:
     """Put page files, the lowest first, into a copy of the memory file they stand on. Blocks."""
-    end = memory.stat().st_size // PAGE
-    with _opened(memory, os.O_RDWR) as fd, open_stack(pages, end) as stack:
+    with _opened(memory, os.O_RDWR) as fd, open_stack(pages, _size(fd) // PAGE) as stack:
         for span in cut(stack.spans):
             checkpoint()
             position = 0
@@ -42,17 +41,17 @@ def save_difference(
 
     Stored are the memory file and the page files ``known`` on top of it, the lowest first.
     ``changed`` has a 1 for each page that may differ: no other is looked at, nor need be in the
-    dump. Blocks.
+    dump. Raises `VmmError` for a dump that is not whole, or is cut while it is read. Blocks.
     """
     with _opened(memory, os.O_RDONLY) as base, _opened(dump, os.O_RDONLY) as now:
-        size = os.fstat(base).st_size
-        if os.fstat(now).st_size != size:
+        size = _size(base)
+        if _size(now) != size or (changed is not None and len(changed) * PAGE != size):
             raise VmmError(f"{dump} is not the whole memory of its guest")
         with open_stack(known, size // PAGE) as stack, target.open("wb", buffering=PIECE) as out:
             writer = PageWriter(out)
             for at, stored in _stored(base, size, stack, changed):
                 checkpoint()
-                present = os.pread(now, len(stored), at)
+                present = _read(now, len(stored), at)
                 if present != stored:
                     _add_differing(at // PAGE, stored, present, writer, changed)
             return writer.finish()
@@ -70,7 +69,7 @@ def _stored(
     for at in range(0, size, PIECE):
         if changed is not None and not any(changed[at // PAGE : (at + PIECE) // PAGE]):
             continue
-        piece = os.pread(base, PIECE, at)
+        piece = _read(base, min(PIECE, size - at), at)
         first, end = at // PAGE, (at + len(piece)) // PAGE
         while begun < len(spans) and spans[begun].first + spans[begun].pages <= first:
             begun += 1
@@ -80,7 +79,7 @@ def _stored(
                 break
             low, high = max(first, span.first), min(end, span.first + span.pages)
             offset = span.offset + (low - span.first) * PAGE
-            pages = os.pread(stack.files[span.source].fileno(), (high - low) * PAGE, offset)
+            pages = _read(stack.files[span.source].fileno(), (high - low) * PAGE, offset)
             topped[(low - first) * PAGE : (high - first) * PAGE] = pages
         yield at, piece if topped is None else bytes(topped)
 
@@ -94,6 +93,21 @@ def _add_differing(
                 continue
             if stored[at : at + PAGE] != present[at : at + PAGE]:
                 writer.add(first + at // PAGE, view[at : at + PAGE])
+
+
+def _size(fd: int) -> int:
+    return os.fstat(fd).st_size
+
+
+def _read(fd: int, size: int, at: int) -> bytes:
+    """Read so many bytes and no fewer: what is put together of others would be wrong data."""
+    content = os.pread(fd, size, at)
+    while len(content) < size:
+        more = os.pread(fd, size - len(content), at + len(content))
+        if not more:
+            raise VmmError(f"a guest's memory ends at byte {at + len(content)}, it was cut")
+        content += more
+    return content
 
 
 @contextmanager

@@ -397,7 +397,7 @@ class Machine:
         await self.end()
 
     async def _power_off(self) -> None:
-        command = ExecSpec(argv=["systemctl", "poweroff"], background=True)
+        command = ExecSpec(argv=["systemctl", self._present.vmm.farewell], background=True)
         try:
             await self.agent.call("exec.run", command)
         except ArrakisError as error:
@@ -479,15 +479,27 @@ class Machine:
         return self._surroundings.quotas.disk(private_memory_mib(life.vmm.pid))
 
     async def _save(self, parts: Path, life: Life, new_id: str, label: str = "") -> Manifest:
-        catch_up = partial(self._catch_up, life)
+        begin_catch_up = partial(self._begin_catch_up, life)
         network = to_save(self._plug, self._connection.mbit)
-        saving = Saving(new_id, label, network, catch_up, self._scope.cancel)
+        saving = Saving(new_id, label, network, begin_catch_up, self._scope.cancel)
         try:
             return await saving.save(life, self._surroundings, parts)
         finally:
             # The guest may have stood still, whatever came of it and of its caller.
             if self.states.state is not VmState.STOPPED:
                 self._lives.start_soon(self._catch_up, life)
+
+    def _begin_catch_up(self, life: Life) -> trio.Event:
+        done = trio.Event()
+
+        async def catch_up() -> None:
+            try:
+                await self._catch_up(life)
+            finally:
+                done.set()
+
+        self._lives.start_soon(catch_up)
+        return done
 
     async def _catch_up(self, life: Life) -> None:
         if self.states.state is VmState.RUNNING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -39,13 +40,14 @@ async def wait_savable(life: Life, surroundings: Surroundings) -> None:
 class Saving:
     """How a guest is saved: what calls it ``id``, ``label`` and ``network``, and who is told.
 
-    ``catch_up`` sets its clock if it runs. ``give_up`` ends a VM that nobody could save again.
+    ``begin_catch_up`` lets its clock be set, if it runs, and gives what tells of the end of that.
+    ``give_up`` ends a VM that nobody could save again.
     """
 
     id: str
     label: str
     network: SavedNetwork | None
-    catch_up: Callable[[], Awaitable[None]]
+    begin_catch_up: Callable[[], trio.Event]
     give_up: Callable[[], None]
 
     async def save(self, life: Life, surroundings: Surroundings, parts: Path) -> Manifest:
@@ -53,6 +55,18 @@ class Saving:
 
         The guest stands still meanwhile, and then goes on if it ran.
         """
+        # Who is woken from this knows only for how long it slept.
+        clock = self.begin_catch_up()
+        token = b""
+
+        @asynccontextmanager
+        async def still() -> AsyncIterator[None]:
+            nonlocal token
+            await clock.wait()
+            async with life.agent.quiet():
+                token = life.agent.resync_token
+                yield
+
         store = surroundings.store
         source, next_layer = store.current(life.source, life.held), new_layer_id()
         next_disk = active_layer(life.directory, next_layer)
@@ -64,12 +78,9 @@ class Saving:
         (parts / next_disk.name).rename(next_disk)
         known = store.page_files(source.layers)
         target = SnapshotTarget(device_state, parts / PAGES, known, next_disk)
-        await self.catch_up()  # who is woken from this knows only for how long it slept
         # Cut in half, nobody could tell which layer the guest writes to.
         with deadline(_SAVING_DEADLINE, f"saving VM '{life.vm}'", shield=True):
-            async with life.agent.quiet():
-                token = life.agent.resync_token
-                facts = await life.vmm.snapshot(target)
+            facts = await life.vmm.snapshot(target, still())
         life.held.append(life.layer)
         life.frozen.append(life.layer)
         try:

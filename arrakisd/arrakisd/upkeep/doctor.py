@@ -54,7 +54,8 @@ def _hypervisors(config: Config, chosen: str) -> Iterator[Check]:
             yield Check(name, False, error.message, required=name == chosen, fix=error.hint)
         else:
             used = "; new machines run under it" if name == chosen else ""
-            yield Check(name, True, f"{version}{used}", required=name == chosen)
+            detail = f"{version}{used}{f'; {driver.caveat}' if driver.caveat else ''}"
+            yield Check(name, True, detail, required=name == chosen)
 
 
 def _program(name: str, package: str, purpose: str, required: bool) -> Check:

@@ -38,6 +38,7 @@ class ApiDriver(ABC, Generic[V]):
     """Runs VMs with one binary of this host."""
 
     name: str
+    caveat: str | None = None
     where: ClassVar[str]
     networks: ClassVar[tuple[str, ...]]
     arguments: ClassVar[tuple[str, ...]]

@@ -13,6 +13,7 @@ import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,6 +56,7 @@ class ApiVmm(ABC):
 
     title: ClassVar[str]
     ping: ClassVar[str]
+    farewell = "poweroff"
 
     def __init__(self, spec: LaunchSpec, child: Child, directory: Path) -> None:
         self._spec = spec
@@ -135,30 +137,23 @@ class ApiVmm(ABC):
         self._running = True
         return time.time()
 
-    async def snapshot(self, target: SnapshotTarget) -> SnapshotFacts:
+    async def snapshot(
+        self, target: SnapshotTarget, still: AbstractAsyncContextManager[None]
+    ) -> SnapshotFacts:
         """Save a woken guest, in one pause; it goes on if it ran before.
 
-        Its memory is written in the pause, and which pages are its own is asked then. What of
+        The pause is in the block ``still``, in which nothing passes between host and guest. Its
+        memory is written in the pause, and which pages are its own is asked then. What of
         them is new, and the disk layer, are found out when it goes on already.
         """
         dump, frozen = self._directory / _DUMP, self._directory / _FROZEN
         areas = await trio.to_thread.run_sync(self._find_memory)
-        flags: bytearray | None = None
-        was_running = self._running
-        began = trio.current_time()
         try:
             with room_needed(self._directory):
-                try:
-                    halted = await self.pause()
-                    await self._save(target.device_state, dump, whole=areas is None)
-                    if areas is not None:
-                        flags = await trio.to_thread.run_sync(changed_flags, self.pid, areas)
-                    await copy_sparse(self._directory / DISK, frozen, self._spec.identity)
-                finally:
-                    if was_running and not (self._running or self._is_lost):
-                        with trio.move_on_after(_ANSWER_DEADLINE, shield=True):
-                            await self._resume_or_die()
-                pause = trio.current_time() - began
+                async with still:
+                    began = trio.current_time()
+                    halted, flags = await self._copy(target.device_state, dump, frozen, areas)
+                    pause = trio.current_time() - began
                 known = (self._spec.memory_file, target.known_pages)
                 changed = await trio.to_thread.run_sync(
                     save_difference, *known, dump, target.pages, flags
@@ -169,6 +164,27 @@ class ApiVmm(ABC):
                 leftover.unlink(missing_ok=True)
         self._layer = target.next_disk
         return SnapshotFacts(pause=pause, changed_pages=changed, halted=halted)
+
+    async def _copy(
+        self, device_state: Path, dump: Path, disk: Path, areas: list[Area] | None
+    ) -> tuple[float, bytearray | None]:
+        """Copy in one pause all that would change.
+
+        Gives when the guest's clocks stopped, and which pages may be its own, if that is known.
+        """
+        flags: bytearray | None = None
+        was_running = self._running
+        try:
+            halted = await self.pause()
+            await self._save(device_state, dump, whole=areas is None)
+            if areas is not None:
+                flags = await trio.to_thread.run_sync(changed_flags, self.pid, areas)
+            await copy_sparse(self._directory / DISK, disk, self._spec.identity)
+        finally:
+            if was_running and not (self._running or self._is_lost):
+                with trio.move_on_after(_ANSWER_DEADLINE, shield=True):
+                    await self._resume_or_die()
+        return halted, flags
 
     def _find_memory(self) -> list[Area] | None:
         """Find where RAM is mapped, if it is a mapping and can be found: not on every file system.

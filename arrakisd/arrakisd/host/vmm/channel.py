@@ -26,6 +26,12 @@ class Channel(trio.abc.Stream):
         self._socket = end
         self._open = trio.Event()
         self._open.set()
+        self._has_sent = False
+
+    @property
+    def has_reached(self) -> bool:
+        """Whether anything that was sent may have reached the guest."""
+        return self._has_sent
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything, as far as the channel is not quiet."""
@@ -35,6 +41,7 @@ class Channel(trio.abc.Stream):
             await self._open.wait()
             try:
                 rest = rest[self._socket.send(rest) :]
+                self._has_sent = True
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._socket)
             except OSError as error:

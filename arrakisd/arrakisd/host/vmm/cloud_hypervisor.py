@@ -162,8 +162,12 @@ class CloudHypervisorDriver(ApiDriver[CloudHypervisorVmm]):
         super().__init__(config, config.cloud_hypervisor_binary)
 
     def check_version(self, version: str) -> None:
-        """Raise `UnsupportedError` for one that is too old; warn of one that is not known."""
-        if not chv.maps_memory(version):
+        """Raise `UnsupportedError` for one that is too old; warn of one that is not good."""
+        is_known = chv.maps_memory(version)
+        self.caveat = chv.caveat(version)
+        if self.caveat is not None:
+            log.warning("an unsafe cloud-hypervisor", version=version, reason=self.caveat)
+        if not is_known:
             log.warning(
                 "nobody has looked at this version of cloud-hypervisor yet: "
                 "all memory of its guests is copied",

@@ -19,6 +19,10 @@ FIRST_KNOWN = 50
 LAST_KNOWN = 53
 
 _FIRST_TO_ADVANCE_CLOCKS = 53
+# Ways for a guest out of its machine, and the first version of each line that has them closed.
+# Before 50.1 a disk's format is detected, whatever is said of it: a guest can write one that
+# names files of the host. Before 51.2 it can make the process use memory that was freed.
+_HOLES = {"CVE-2026-27211": (50, 1), "CVE-2026-45782": (51, 2)}
 _PAGES_ID = "memory-manager"
 _ZONE = "ram"
 _NIC = "nic"
@@ -34,6 +38,15 @@ def major_version(version: str) -> int:
             hint=f"versions {FIRST_KNOWN} to {LAST_KNOWN} are known to fit",
         )
     return major
+
+
+def caveat(version: str) -> str | None:
+    """Say why another version should be taken, and which; None if there is no reason."""
+    numbers = tuple(int(part) for part in version.split("."))
+    holes = [name for name, closed in _HOLES.items() if numbers < closed]
+    if not holes:
+        return None
+    return f"its guests can get at the host ({', '.join(holes)}): take 51.2 or newer"
 
 
 def maps_memory(version: str) -> bool:

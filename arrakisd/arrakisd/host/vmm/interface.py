@@ -118,11 +118,13 @@ class Vmm(Protocol):
     """One running VMM process with one guest.
 
     ``clocks_stand`` says that a woken guest's clocks go on from where they were when it was
-    halted; else nobody knows where.
+    halted; else nobody knows where. ``farewell`` is what a guest tells ``systemctl`` to end its
+    process.
     """
 
     pid: int
     clocks_stand: bool
+    farewell: str
 
     async def wait_ready(self) -> None:
         """Wait until the process answers, and has done what it can do ahead."""
@@ -151,8 +153,14 @@ class Vmm(Protocol):
         Gives when the guest's clocks stopped, in Unix time.
         """
 
-    async def snapshot(self, target: SnapshotTarget) -> SnapshotFacts:
-        """Save a woken guest, in one pause; it goes on if it ran before."""
+    async def snapshot(
+        self, target: SnapshotTarget, still: AbstractAsyncContextManager[None]
+    ) -> SnapshotFacts:
+        """Save a woken guest, in one pause; it goes on if it ran before.
+
+        The pause is in the block ``still``, in which nothing passes between host and guest. It
+        is entered when all is done that can be done ahead.
+        """
 
     def open_channel(self) -> Channel:
         """Give a byte stream to the guest agent; again after an earlier one was closed.
@@ -180,9 +188,13 @@ class Vmm(Protocol):
 
 
 class Driver(Protocol):
-    """One kind of hypervisor."""
+    """One kind of hypervisor.
+
+    ``caveat`` is what speaks against the version that `version` has found, if anything does.
+    """
 
     name: str
+    caveat: str | None
 
     def version(self) -> str:
         """Give the version; raise `UnsupportedError` if it is not installed."""

@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class QemuDriver:
     """Runs VMs with the QEMU binary of this host."""
 
     name = "qemu"
+    caveat: str | None = None
 
     def __init__(self, config: Config) -> None:
         self._binary = config.qemu_binary
@@ -120,6 +121,7 @@ class QemuVmm:
 
     qmp: QmpClient
     clocks_stand = True
+    farewell = "poweroff"
 
     def __init__(self, spec: LaunchSpec, child: Child, agent: socket.socket) -> None:
         self._spec = spec
@@ -209,21 +211,29 @@ class QemuVmm:
         await self._save_devices(device_state)
         return halted
 
-    async def snapshot(self, target: SnapshotTarget) -> SnapshotFacts:
+    async def snapshot(
+        self, target: SnapshotTarget, still: AbstractAsyncContextManager[None]
+    ) -> SnapshotFacts:
         """Save a woken guest, in one pause; it goes on if it ran before.
 
-        The caller must keep the agent's channel quiet meanwhile: QEMU moves its bytes in
-        and out of guest RAM even while the vCPUs stand.
+        The pause is in the block ``still``, in which nothing passes between host and guest: QEMU
+        moves the bytes of the agent's channel in and out of RAM even while the vCPUs stand.
         """
         known = (self._spec.memory_file, self._spec.memory_pages, target.known_pages)
         with await trio.to_thread.run_sync(PageSaver, self.pid, *known, target.pages) as saver:
-            return await self._save(target, saver)
+            self._layers_added += 1
+            node = qemu_arguments.disk_node(self._layers_added)
+            layer = qemu_arguments.disk_blockdev(self._layers_added, str(target.next_disk))
+            await self._execute("blockdev-add", **layer, backing=None)
+            try:
+                async with still:
+                    return await self._save(target.device_state, saver, node)
+            finally:
+                if self._disk != node:
+                    with trio.move_on_after(_ANSWER_DEADLINE, shield=True):
+                        await self._execute("blockdev-del", **{"node-name": node})
 
-    async def _save(self, target: SnapshotTarget, saver: PageSaver) -> SnapshotFacts:
-        self._layers_added += 1
-        node = qemu_arguments.disk_node(self._layers_added)
-        layer = qemu_arguments.disk_blockdev(self._layers_added, str(target.next_disk))
-        await self._execute("blockdev-add", **layer, backing=None)
+    async def _save(self, device_state: Path, saver: PageSaver, node: str) -> SnapshotFacts:
         was_running = self._running
         began = trio.current_time()
         changed = 0
@@ -236,14 +246,12 @@ class QemuVmm:
             halted = await self.pause()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(save_memory)
-                await self._save_devices(target.device_state)
+                await self._save_devices(device_state)
             await self._switch_disk(node)
         finally:
             with trio.move_on_after(_ANSWER_DEADLINE, shield=True):
                 if was_running:
                     await self._resume_or_die()
-                if self._disk != node:
-                    await self._execute("blockdev-del", **{"node-name": node})
         pause = trio.current_time() - began
         return SnapshotFacts(pause=pause, changed_pages=changed, halted=halted)
 
