@@ -110,6 +110,22 @@ async def test_closed_device(kind: str, device: Path) -> None:
         await driver(kind, device).choose_accelerator()
 
 
+@pytest.mark.parametrize(("speaks", "verdict"), [(True, "kvm"), (False, "tcg")])
+async def test_slow_guest(
+    speaks: bool, verdict: str, device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that takes long is waited for where its kernel has said something."""
+    monkeypatch.setattr(kvm_probe, "_DEADLINE", 2.0)
+    qemu_driver = driver("qemu", device)
+    said = "[    0.000000] Linux version 6.1.0" if speaks else "qemu: warning: no such feature"
+    (device.parent / "qemu").write_text(
+        "#!/bin/sh\n"
+        'case $* in *--version*) echo "QEMU emulator version 9.0"; exit ;; esac\n'
+        f'echo "{said}"; sleep 4; echo ARRAKIS-PROBE-OK; sleep 60\n'
+    )
+    assert await accelerator(qemu_driver) == verdict
+
+
 async def test_closed_device_and_a_jailer(device: Path) -> None:
     """Firecracker gets a device of its own from its jailer, and does not open the host's."""
     os.chown(device, 0, 0)

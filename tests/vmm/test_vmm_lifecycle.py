@@ -10,7 +10,7 @@ import functools
 import gc
 import json
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from vmm_harness import VERSIONS, Fake, Rig, Stored
 
 from arrakis_rpc.errors import ArrakisError, VmmError
 from arrakisd.host.vmm.interface import SnapshotTarget
+from arrakisd.host.vmm.qemu import QemuVmm
 from arrakisd.host.vmm.registry import DRIVERS
 
 PEEK = ("peek 1", "peek 2", "peek 3", "read 5000", "read 6000")
@@ -141,6 +142,22 @@ async def test_death(machines: Machines) -> None:
         assert "killed by signal 9" in end.how
     async with rig.woken("two", template, TEMPLATE_LAYER) as two:
         assert await rig.ask(two, "peek 1") == ["11"]
+
+
+@pytest.mark.parametrize("machines", [pytest.param("qemu", marks=pytest.mark.vm)], indirect=True)
+async def test_halt_that_nobody_asked_for(machines: Machines) -> None:
+    """A guest that QEMU halts by itself, as it does where KVM cannot go on with it, is ended."""
+    rig, template = machines.rig, machines.template
+    async with rig.woken("one", template, TEMPLATE_LAYER) as one:
+        assert isinstance(one, QemuVmm)
+        await one.pause()
+        await one.resume()
+        assert await rig.ask(one, "peek 1") == ["11"]
+        with suppress(VmmError):
+            await one.qmp.execute("stop")
+        with trio.fail_after(30):
+            end = await one.wait()
+        assert (end.orderly, end.how) == (False, "QEMU halted the guest, which cannot go on")
 
 
 @pytest.mark.parametrize("machines", [pytest.param("qemu", marks=pytest.mark.vm)], indirect=True)

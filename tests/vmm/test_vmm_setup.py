@@ -71,3 +71,16 @@ def test_where_to_get_one(tmp_path: Path) -> None:
     assert "there is no VMM 'bochs'" in unknown.stderr
     early = run("scripts/setup --sha256 00", place=tmp_path)
     assert "belongs behind --with-vmm" in early.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "refused"), [("6.2.0", False), ("10.0.2", False), ("6.1.1", True), ("5.2.0", True)]
+)
+def test_old_qemu(tmp_path: Path, version: str, refused: bool) -> None:
+    """A distribution whose QEMU is too old is told of before images are made for it."""
+    qemu = tmp_path / "qemu-system-x86_64"
+    qemu.write_text(f'#!/bin/sh\necho "QEMU emulator version {version} (Debian 1:1)"\n')
+    qemu.chmod(0o755)
+    done = run("source scripts/setup; PATH=$1:$PATH; require_qemu", str(tmp_path), place=tmp_path)
+    assert done.returncode == refused
+    assert (f"QEMU {version} is too old" in done.stderr) is refused

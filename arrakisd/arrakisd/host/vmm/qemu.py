@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import subprocess
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import structlog
 import trio
 
 from arrakis_kernel import find_kernel
-from arrakis_rpc.errors import DeadlineError, UnsupportedError, VmmError
+from arrakis_rpc.errors import DeadlineError, VmmError
 
 from ...settings.config import Config
 from ..files import is_nearly_full, no_room
@@ -33,12 +32,14 @@ from .interface import (
     VmmEnd,
 )
 from .kvm_probe import DEVICE
-from .qemu_probe import choose_accelerator
+from .qemu_probe import choose_accelerator, find_version
 from .qmp import QmpClient, QmpClosedError, open_qmp
 
 _ANSWER_DEADLINE = 30.0
 _END_DEADLINE = 2.0
 _DEVICE_STATE = "device-state"
+# From this version on a plain file is not to be given as one end of a connection any more.
+_TAKES_FILES = (9, 1)
 
 log = structlog.get_logger()
 
@@ -57,24 +58,16 @@ class QemuDriver:
         self._version: str | None = None
 
     def version(self) -> str:
-        """Give QEMU's version; raise `UnsupportedError` if it is not installed."""
+        """Give QEMU's version; raise `UnsupportedError` if none that fits is installed."""
         if self._version is None:
-            path = shutil.which(self._binary)
-            if path is None:
-                raise UnsupportedError(
-                    f"{self._binary} is not installed",
-                    hint="apt-get install --no-install-recommends qemu-system-x86 qemu-utils",
-                )
-            printed = subprocess.run([path, "--version"], capture_output=True, check=True)
-            words = printed.stdout.decode(errors="replace").split()
-            self._version = words[words.index("version") + 1]
+            self._version = find_version(self._binary)
         return self._version
 
     def check_host(self) -> None:
         """Raise nothing: it works everywhere."""
 
     async def choose_accelerator(self) -> Verdict:
-        """Find out what really runs a guest here; a first probe may take ten seconds."""
+        """Find out what really runs a guest here; a first probe may take 40 seconds."""
         if self._accelerator != "auto":
             return Verdict(self._accelerator, "set in the configuration")
         memory = self._cache / "accelerator.json"
@@ -89,6 +82,7 @@ class QemuDriver:
         The process is wired up with socket pairs: there are no sockets in the file system
         that somebody else could connect to, or that could be left behind.
         """
+        version = self.version()
         with ExitStack() as ours, ExitStack() as theirs:
             pairs = [socket.socketpair() for _ in range(4)]
             qmp, agent, console, said = (ours.enter_context(left) for left, _ in pairs)
@@ -107,7 +101,7 @@ class QemuDriver:
             theirs.close()
             log.info("VMM started", vmm=self.name, pid=child.pid)
             async with owned(child), trio.open_nursery() as nursery:
-                vmm = QemuVmm(spec, child, agent)
+                vmm = QemuVmm(spec, child, agent, version)
                 nursery.start_soon(vmm.console.pump, _stream(console))
                 nursery.start_soon(vmm.output.pump, _stream(said))
                 async with open_qmp(_stream(qmp), vmm.on_event) as client:
@@ -120,18 +114,23 @@ class QemuVmm:
     """One QEMU process. Made by `QemuDriver.launch`."""
 
     qmp: QmpClient
-    clocks_stand = True
     farewell = "poweroff"
 
-    def __init__(self, spec: LaunchSpec, child: Child, agent: socket.socket) -> None:
+    def __init__(self, spec: LaunchSpec, child: Child, agent: socket.socket, version: str) -> None:
         self._spec = spec
+        self._version = tuple(int(part) for part in version.split("."))
         self._child = child
         self._agent = agent
         self.console = Console()
         self.output = Console()  # which a guest can make endless
         self._greeting = trio.Lock()
         self._is_ready = False
+        # KVM's own clock stops with the guest, the processor's does not. By which of them a guest
+        # goes is its kernel's choice.
+        self.clocks_stand = spec.accelerator == "tcg"
         self._running = spec.boot is not None
+        self._may_halt = False
+        self._has_failed = False
         # As QEMU says, not as the daemon hears of it: a busy host would set clocks wrong.
         self._halted = self._woken = 0.0
         self._disk = qemu_arguments.disk_node(0)
@@ -170,13 +169,21 @@ class QemuVmm:
                     saved.pages,
                 )
         with saved.device_state.open("rb") as state:
-            await self._answer("getfd", self.qmp.give_file(state, _DEVICE_STATE))
-        await self._execute("migrate-incoming", uri=f"fd:{_DEVICE_STATE}")
+            uri = await self._give(state)
+        await self._execute("migrate-incoming", uri=uri)
         with trio.move_on_after(_ANSWER_DEADLINE):
             await self._resumed.wait()
         if not self._running:
             raise VmmError(f"QEMU did not take the device state; {await self._obituary()}")
         return self._woken
+
+    async def _give(self, state: IO[bytes]) -> str:
+        if self._version < _TAKES_FILES:
+            given = self.qmp.give_file(state, "getfd", fdname=_DEVICE_STATE)
+            await self._answer("getfd", given)
+            return f"fd:{_DEVICE_STATE}"
+        files = await self._answer("add-fd", self.qmp.give_file(state, "add-fd"))
+        return f"file:/dev/fdset/{files['fdset-id']}"
 
     async def _bring_disk(self, disk: Path) -> None:
         await self._execute("blockdev-add", **qemu_arguments.disk_blockdev(0, str(disk)))
@@ -188,6 +195,9 @@ class QemuVmm:
 
         Gives when the guest's clocks stopped, in Unix time.
         """
+        self._may_halt = True
+        if self._running:
+            self._halted = time.time()  # for one that tells of no halt: a guest that suspended
         await self._execute("stop")
         self._running = False
         return self._halted
@@ -317,6 +327,8 @@ class QemuVmm:
             await self.output.wait_closed()  # its last lines say what is wrong
             await self.console.wait_closed()  # its last lines say what the guest saw
             await self.qmp.closed.wait()  # its last event says why
+        if self._has_failed:
+            return VmmEnd(orderly=False, how="QEMU halted the guest, which cannot go on")
         if status < 0:
             return VmmEnd(orderly=False, how=f"QEMU was killed by signal {-status}")
         if status == 0 and self._shutdown == "guest-shutdown":
@@ -331,10 +343,13 @@ class QemuVmm:
     def on_event(self, event: str, data: dict[str, Any], happened: float) -> None:
         """Take an event from QMP."""
         if event == "RESUME":
-            self._running, self._woken = True, happened
+            self._running, self._woken, self._may_halt = True, happened, False
             self._resumed.set()
         elif event == "STOP":
             self._halted = happened
+            if not self._may_halt:  # a processor in a state that KVM cannot go on from, say
+                self._has_failed = True
+                self.kill()
         elif event == "VSERPORT_CHANGE":
             self._on_port_change(bool(data.get("open")))
         elif event == "SHUTDOWN":

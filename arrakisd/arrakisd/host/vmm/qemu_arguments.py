@@ -16,12 +16,21 @@ from .interface import LaunchSpec
 
 AGENT_PORT = "org.arrakis.agent"
 
-# Devices that a q35 has by default and no guest of ours uses; each costs start-up time.
-_MACHINE = "q35,memory-backend=ram,suppress-vmdesc=on,usb=off,vmport=off,smbus=off,sata=off"
+# Off are devices that a q35 has by default and no guest of ours uses; each costs start-up time.
+# Merged by the host, memory would tell a guest what others have in theirs; and if QEMU crashes,
+# a guest's memory has no place in a core file.
+_MACHINE = (
+    "q35,memory-backend=ram,suppress-vmdesc=on,usb=off,vmport=off,smbus=off,sata=off,"
+    "mem-merge=off,dump-guest-core=off"
+)
+
+# Under KVM no virtualisation within the guest: it is a part of the host's kernel that many bugs
+# were found in, and its state is one more that would have to be saved.
+KVM_CPU = "max,vmx=off,svm=off"
 
 _ACCELERATORS = {
-    "tcg": "tcg,thread=multi,tb-size=512",
-    "kvm": "kvm",
+    "tcg": ("tcg,thread=multi,tb-size=512", "max"),
+    "kvm": ("kvm", KVM_CPU),
 }
 
 # The MAC address is the template's; each guest takes another before it is connected. No boot
@@ -40,7 +49,7 @@ _NIC = {
 _ERRORS = {"werror": "report", "rerror": "report"}
 
 # A VMM that a guest has taken over can neither start programs nor gain privileges.
-_SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
 # What is in the place of the disk until a saved guest brings its own. It is not removed then: that
@@ -108,10 +117,11 @@ def command_line(binary: str, spec: LaunchSpec, wires: Wires) -> list[str]:
         "read-only": True,
         "file": {"driver": "file", "filename": str(spec.root_image), "locking": "off"},
     }
+    accelerator, cpu = _ACCELERATORS[spec.accelerator]
     arguments = [
         *(binary, "-nodefaults", "-no-user-config"),
-        *("-display", "none", "-no-reboot", "-sandbox", _SECCOMP),
-        *("-M", _MACHINE, "-accel", _ACCELERATORS[spec.accelerator], "-cpu", "max"),
+        *("-display", "none", "-no-reboot", "-sandbox", SECCOMP),
+        *("-M", _MACHINE, "-accel", accelerator, "-cpu", cpu),
         *("-m", f"{spec.memory_mib}M", "-smp", str(spec.vcpus)),
         *("-object", _json(**memory)),
         *("-chardev", f"socket,id=qmp,fd={wires.qmp}", "-mon", "chardev=qmp,mode=control"),

@@ -50,14 +50,14 @@ class QmpClient:
         """
         return await self._execute(command, arguments, self._stream.send_all)
 
-    async def give_file(self, file: IO[bytes], name: str) -> None:
-        """Let QEMU have an open file, under a name that later commands call it by."""
+    async def give_file(self, file: IO[bytes], command: str, **arguments: Any) -> Any:
+        """Run a command that takes an open file, as `execute` does others."""
 
         async def send(line: bytes) -> None:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", file.fileno()))
             await self._stream.socket.sendmsg([line], [rights])
 
-        await self._execute("getfd", {"fdname": name}, send)
+        return await self._execute(command, arguments, send)
 
     async def _execute(
         self, command: str, arguments: dict[str, Any], send: Callable[[bytes], Awaitable[None]]
