@@ -117,9 +117,9 @@ class Verdict:
 class Vmm(Protocol):
     """One running VMM process with one guest.
 
-    ``clocks_stand`` says that a woken guest's clocks go on from where they were when it was
-    halted; else nobody knows where. ``farewell`` is what a guest tells ``systemctl`` to end its
-    process.
+    ``clocks_stand`` says that the clocks of a guest that is woken, or goes on, do so from where
+    they were when it was halted; False also if that is not certain. ``farewell`` is what a guest
+    tells ``systemctl`` to end its process.
     """
 
     pid: int
