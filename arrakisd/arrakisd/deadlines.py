@@ -9,6 +9,13 @@ import trio
 
 from arrakis_rpc.errors import DeadlineError
 
+_SLOWEST_DISK = 32  # MiB that are read or written a second
+
+
+def transfer_time(mib: int) -> float:
+    """Give in how many seconds so much is certainly read or written."""
+    return mib / _SLOWEST_DISK
+
 
 @contextmanager
 def deadline(

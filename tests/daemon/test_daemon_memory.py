@@ -369,6 +369,17 @@ def test_end_of_another_users_process() -> None:
             changed_flags(ended.pid, [Area(0, 1, 0)])
 
 
+@pytest.mark.usefixtures("way")
+def test_end_before_it_is_asked(memory_file: Path) -> None:
+    """Of a process that has ended since its page map was opened, nothing is said to be known."""
+    with a_guest(memory_file) as guest:
+        (area, _) = find_memory(guest.pid, memory_file, PAGES)
+        with Path(f"/proc/{guest.pid}/pagemap").open("rb") as opened:
+            guest.end()
+            with pytest.raises((OSError, EOFError)):
+                list(pagemap.own_pages(opened.fileno(), area.address, area.pages))
+
+
 def test_end_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is killed while pages are put into it is a failure, and no endless loop."""
     pages = 2**17

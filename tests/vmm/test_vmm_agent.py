@@ -75,7 +75,7 @@ async def test_late_agent(rig: Rig, agent_socket: Path, monkeypatch: pytest.Monk
     rig.fake.set(agent=str(agent_socket), stale=str(vsock_channel._TRIES))
     async with rig.woken("one", template, f"{1:032x}") as vmm, trio.open_nursery() as nursery:
         agent = GuestAgent("one", vmm.open_channel, FIRST_TOKEN)
-        nursery.start_soon(agent.run)
+        nursery.start_soon(agent.run, 1.0)
         await agent.wait_ready(_HANDSHAKE_DEADLINE - 1)
         nursery.cancel_scope.cancel()
 

@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 from vmm_harness import Fake, Rig, ask
 
 from arrakis_rpc.errors import DeadlineError
+from arrakisd import deadlines
 from arrakisd.host.disks import make_blank_disk
 from arrakisd.host.vmm import api_vmm, kvm_probe
 from arrakisd.host.vmm.errands import fold_disk
@@ -91,9 +92,9 @@ async def test_slow_snapshot(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     async with rig.woken("one", template, f"{1:032x}") as vmm:
         rig.fake.set(writes_for="3")
         monkeypatch.setattr(api_vmm, "_ANSWER_DEADLINE", 2.0)
-        monkeypatch.setattr(api_vmm, "_SLOWEST_DISK", 1)
+        monkeypatch.setattr(deadlines, "_SLOWEST_DISK", 1)
         await rig.snapshot("one", 1, vmm, template)
-    monkeypatch.setattr(api_vmm, "_SLOWEST_DISK", 1000)
+    monkeypatch.setattr(deadlines, "_SLOWEST_DISK", 1000)
     async with rig.woken("two", template, f"{1:032x}") as vmm:
         with pytest.RaisesGroup(DeadlineError, flatten_subgroups=True, allow_unwrapped=True):
             await rig.snapshot("two", 1, vmm, template)

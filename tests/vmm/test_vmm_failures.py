@@ -195,10 +195,10 @@ async def test_stale_connection(
         if reached:
             assert await ask(vmm, "peek 1") == ["11"]
             return
-        with trio.fail_after(10):
-            async with vmm.open_channel() as channel:
-                with pytest.raises(trio.BrokenResourceError, match="nobody listens"):
-                    await channel.receive_some()
+        async with vmm.open_channel() as channel:
+            with trio.move_on_after(3):  # the last try takes as long as its caller waits
+                await channel.receive_some()
+            assert not channel.has_reached
 
 
 async def test_hang_up_while_connecting(rig: Rig) -> None:

@@ -16,6 +16,7 @@ import trio
 from vmm_harness import FAKES, Fake, Rig, ask
 
 from arrakis_rpc.errors import UnsupportedError, VmmError
+from arrakisd import deadlines
 from arrakisd.host.net import taps
 from arrakisd.host.net.bridge import make_bridge, remove_bridge
 from arrakisd.host.net.interface import TapNic
@@ -107,7 +108,7 @@ async def test_slow_snapshot(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     template = await rig.make_template()
     rig.fake.set(writes_for="3")
     monkeypatch.setattr(api_vmm, "_ANSWER_DEADLINE", 2.0)
-    monkeypatch.setattr(api_vmm, "_SLOWEST_DISK", 1)
+    monkeypatch.setattr(deadlines, "_SLOWEST_DISK", 1)
     async with rig.woken("one", template, f"{1:032x}") as vmm:
         await rig.snapshot("one", 1, vmm, template)
 

@@ -73,7 +73,7 @@ def test_not_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", [0, PIECE + PAGE, 2 * PIECE - 1])
 def test_cut(tmp_path: Path, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dump that is cut while it is read is an error, and no page file."""
+    """A dump that is cut while it is read is an error."""
     base, dump = tmp_path / "base", tmp_path / "dump"
     base.write_bytes(bytes(2 * PIECE))
     dump.write_bytes(b"x" * 2 * PIECE)

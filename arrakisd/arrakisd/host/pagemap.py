@@ -62,6 +62,8 @@ def _scanned(pagemap: int, address: int, pages: int) -> Iterator[Run]:
         for at in range(0, found * _REGION, _REGION):
             yield (regions[at] - address) // PAGE, (regions[at + 1] - regions[at]) // PAGE
         begin = _SCAN_ARGUMENT.unpack(argument)[4]
+    if not os.pread(pagemap, 8, address // PAGE * 8):  # of one that has ended, nothing is found
+        raise EOFError
 
 
 def _read(pagemap: int, address: int, pages: int) -> Iterator[Run]:

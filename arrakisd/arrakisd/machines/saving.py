@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 from attrs import evolve, frozen
 
-from ..deadlines import deadline
+from ..deadlines import deadline, transfer_time
 from ..host.disks import active_layer, copy_empty_layer
 from ..host.vmm.interface import SnapshotTarget
 from ..storage.manifest import (
@@ -57,15 +57,18 @@ class Saving:
         """
         # Who is woken from this knows only for how long it slept.
         clock = self.begin_catch_up()
+        limit = _SAVING_DEADLINE + transfer_time(life.source.shape.memory_mib)
         token = b""
 
         @asynccontextmanager
         async def still() -> AsyncIterator[None]:
             nonlocal token
             await clock.wait()
-            async with life.agent.quiet():
-                token = life.agent.resync_token
-                yield
+            # Cut in half, nobody could tell which layer the guest writes to.
+            with deadline(limit, f"saving VM '{life.vm}'", shield=True):
+                async with life.agent.quiet():
+                    token = life.agent.resync_token
+                    yield
 
         store = surroundings.store
         source, next_layer = store.current(life.source, life.held), new_layer_id()
@@ -78,9 +81,7 @@ class Saving:
         (parts / next_disk.name).rename(next_disk)
         known = store.page_files(source.layers)
         target = SnapshotTarget(device_state, parts / PAGES, known, next_disk)
-        # Cut in half, nobody could tell which layer the guest writes to.
-        with deadline(_SAVING_DEADLINE, f"saving VM '{life.vm}'", shield=True):
-            facts = await life.vmm.snapshot(target, still())
+        facts = await life.vmm.snapshot(target, still())
         life.held.append(life.layer)
         life.frozen.append(life.layer)
         try:

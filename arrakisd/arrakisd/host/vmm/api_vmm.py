@@ -22,7 +22,7 @@ import trio
 
 from arrakis_rpc.errors import DeadlineError, UnsupportedError, VmmError
 
-from ...deadlines import deadline
+from ...deadlines import deadline, transfer_time
 from ..files import remove_tree, room_needed
 from ..memory import Area, changed_flags, find_memory
 from ..memory_files import patch_memory, save_difference
@@ -45,7 +45,6 @@ _MEMORY = "memory"
 _ANSWER_DEADLINE = 30.0
 _START_DEADLINE = 10.0
 _END_DEADLINE = 2.0
-_SLOWEST_DISK = 32  # MiB that are written a second
 _POLL = 0.002
 
 log = structlog.get_logger()
@@ -283,7 +282,7 @@ class ApiVmm(ABC):
     ) -> Any:
         """Make a call. One that reads or writes all of the guest's memory gets longer."""
         log.debug("VMM call", method=method, target=target, pid=self.pid)
-        limit = _ANSWER_DEADLINE + moves_memory * self._spec.memory_mib / _SLOWEST_DISK
+        limit = _ANSWER_DEADLINE + moves_memory * transfer_time(self._spec.memory_mib)
         try:
             with trio.fail_after(limit):
                 return await self._api.call(method, target, body, fds=fds)

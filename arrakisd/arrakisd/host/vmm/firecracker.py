@@ -116,9 +116,9 @@ class FirecrackerVmm(ApiVmm):
         return memory
 
     async def pause(self) -> float:
-        """Halt the vCPUs, if they run; its clocks go on, until they are saved: comes before that.
+        """Halt the vCPUs, if they run. The guest's clocks go on until it is saved.
 
-        Gives until when they have gone on by now, in Unix time.
+        Gives the time: until now they have.
         """
         await super().pause()
         self._halted = time.time()

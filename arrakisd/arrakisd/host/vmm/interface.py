@@ -158,8 +158,8 @@ class Vmm(Protocol):
     ) -> SnapshotFacts:
         """Save a woken guest, in one pause; it goes on if it ran before.
 
-        The pause is in the block ``still``, in which nothing passes between host and guest. It
-        is entered when all is done that can be done ahead.
+        The pause is in the block ``still``, in which nothing passes between host and guest, and
+        nothing is cancelled. It is entered when all is done that can be done ahead.
         """
 
     def open_channel(self) -> Channel:

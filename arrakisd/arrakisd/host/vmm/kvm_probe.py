@@ -27,6 +27,8 @@ _LONG_DEADLINE = 40.0
 _POLL = 0.02
 _SIGN_OF_LIFE = b"Linux version"
 _MARK = b"ARRAKIS-PROBE-OK"
+# Of what is tried: an earlier verdict says nothing of it.
+_REVISION = 2
 
 
 def device_problem(identity: tuple[int, int] | None) -> str | None:
@@ -67,7 +69,7 @@ async def kvm_problem(
         return "there is no kernel to try KVM with"
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     user = "{}:{}".format(*identity or (os.geteuid(), os.getegid()))
-    key = f"{boot_id} {kernel.digest} {version} {user}"
+    key = f"{boot_id} {kernel.digest} {version} {user} {_REVISION}"
     works = _recall(memory, key)
     if works is None:
         works = await _boots(argv, memory, identity)

@@ -169,21 +169,24 @@ class QemuVmm:
                     saved.pages,
                 )
         with saved.device_state.open("rb") as state:
-            uri = await self._give(state)
-        await self._execute("migrate-incoming", uri=uri)
+            await self._load(state)
         with trio.move_on_after(_ANSWER_DEADLINE):
             await self._resumed.wait()
         if not self._running:
             raise VmmError(f"QEMU did not take the device state; {await self._obituary()}")
         return self._woken
 
-    async def _give(self, state: IO[bytes]) -> str:
+    async def _load(self, state: IO[bytes]) -> None:
         if self._version < _TAKES_FILES:
             given = self.qmp.give_file(state, "getfd", fdname=_DEVICE_STATE)
             await self._answer("getfd", given)
-            return f"fd:{_DEVICE_STATE}"
+            await self._execute("migrate-incoming", uri=f"fd:{_DEVICE_STATE}")
+            return
         files = await self._answer("add-fd", self.qmp.give_file(state, "add-fd"))
-        return f"file:/dev/fdset/{files['fdset-id']}"
+        number = files["fdset-id"]
+        await self._execute("migrate-incoming", uri=f"file:/dev/fdset/{number}")
+        # It has opened its own; this one would keep the file's room when that is deleted.
+        await self._execute("remove-fd", **{"fdset-id": number})
 
     async def _bring_disk(self, disk: Path) -> None:
         await self._execute("blockdev-add", **qemu_arguments.disk_blockdev(0, str(disk)))
@@ -234,7 +237,8 @@ class QemuVmm:
             self._layers_added += 1
             node = qemu_arguments.disk_node(self._layers_added)
             layer = qemu_arguments.disk_blockdev(self._layers_added, str(target.next_disk))
-            await self._execute("blockdev-add", **layer, backing=None)
+            with trio.CancelScope(shield=True):  # or nobody would know whether it is there
+                await self._execute("blockdev-add", **layer, backing=None)
             try:
                 async with still:
                     return await self._save(target.device_state, saver, node)

@@ -12,6 +12,7 @@ begun that would be lost.
 
 from __future__ import annotations
 
+import math
 import socket
 from pathlib import Path
 
@@ -57,22 +58,23 @@ class VsockChannel(Channel):
         async with self._connecting:
             if self._connected:
                 return
-            for _ in range(_TRIES):
-                greeting = await self._ask()
+            # The last has all the time that the session has: a guest may just be slow.
+            for limit in (*[_GREETING_DEADLINE] * (_TRIES - 1), math.inf):
+                greeting = await self._ask(limit)
                 if greeting.startswith(b"OK ") and greeting.endswith(b"\n"):
                     self._connected = True
                     return
                 self._renew()
             raise trio.BrokenResourceError("nobody listens in the guest")
 
-    async def _ask(self) -> bytes:
+    async def _ask(self, limit: float) -> bytes:
         """Ask for a connection; give the line that answers, or what came of it in time."""
         try:
             self._socket.connect(self._path)
         except OSError as error:
             raise trio.BrokenResourceError from error
         greeting = b""
-        with trio.move_on_after(_GREETING_DEADLINE):
+        with trio.move_on_after(limit):
             await super().send_all(f"CONNECT {AGENT_PORT}\n".encode())
             while not greeting.endswith(b"\n") and len(greeting) < _LONGEST_GREETING:
                 # One byte at a time: what follows is the agent's.
