@@ -38,6 +38,26 @@ def test_internet_through_nat(manager: SandboxManager, world: Internet) -> None:
     assert set(service.heard) == {("tcp", DAEMON_SIDE), ("udp", DAEMON_SIDE)}
 
 
+def test_firewall_of_others(manager: SandboxManager, daemon: Daemon, world: Internet) -> None:
+    """Where another table drops all that is forwarded, the doctor says so, and what mends it."""
+    service = world.serve(PUBLIC)
+    target = [("tcp", PUBLIC, service.port)]
+    chain = "type filter hook forward priority 0; policy drop;"
+    try:
+        daemon.inside("nft", f"add table ip foreign; add chain ip foreign f {{ {chain} }}")
+        with siblings(manager, "one") as (one,):
+            assert probe(one, target) == ["silent"]
+            [found] = [check for check in manager.doctor().checks if check.name == "forwarding"]
+            assert not found.ok
+            assert "'ip foreign'" in found.detail
+            daemon.inside("sh", "-c", found.fix or "")
+            assert probe(one, target) == [HELLO]
+        [found] = [check for check in manager.doctor().checks if check.name == "forwarding"]
+        assert found.ok
+    finally:
+        daemon.inside("nft", "delete table ip foreign")
+
+
 def test_private_networks(manager: SandboxManager, world: Internet) -> None:
     """Private and link-local addresses, which the host can reach, are out of a guest's reach."""
     services = [world.serve(address, 8080) for address in NOT_PUBLIC]

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from arrakis_kernel import find_kernel
 from arrakis_rpc.daemon_api import Check
 from arrakis_rpc.errors import UnsupportedError
 
+from ..host.net.foreign_rules import obstacles
+from ..host.net.namespace import Namespace
 from ..host.vmm.kvm_probe import DEVICE, device_problem
 from ..host.vmm.registry import DRIVERS
 from ..settings.config import Config, host_memory_mib
 from ..settings.health import LOW_DISK
+from ..settings.network import NetworkConfig
 
 _APT = "apt-get install --no-install-recommends"
 
@@ -39,6 +43,7 @@ def examine(config: Config, usual: str) -> list[Check]:
         _kernel(config),
         _vmm_user(config),
         _socket_group(config),
+        *_forwarding(config.network),
         *_resources(config),
     ]
 
@@ -120,6 +125,20 @@ def _socket_group(config: Config) -> Check:
         required=False,
         fix=None if there else f"groupadd --system {config.socket_group}",
     )
+
+
+def _forwarding(network: NetworkConfig) -> Iterator[Check]:
+    if network.mode != "bridge":
+        return
+    try:
+        found = Namespace(network.namespace).run_here(partial(obstacles, network.bridge))
+    except (OSError, UnsupportedError):
+        return  # who may not look; or no such namespace, or library, of which others tell
+    for one in found:
+        detail = f"the table '{one.table}' drops what guests send, as Docker's and firewalls do"
+        yield Check("forwarding", False, detail, required=False, fix=one.remedy)
+    if not found:
+        yield Check("forwarding", True, "no other firewall stops what guests send", required=False)
 
 
 def _resources(config: Config) -> Iterator[Check]:

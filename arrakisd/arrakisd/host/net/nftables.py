@@ -18,6 +18,7 @@ from arrakis_rpc.errors import UnsupportedError
 # is left for what other threads open meanwhile.
 _MOST_OPEN = 960
 _CLONE_FILES = 0x400
+_JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON of <nftables/libnftables.h>
 
 
 @cache
@@ -34,6 +35,9 @@ def _library() -> ctypes.CDLL:
     library.nft_ctx_buffer_output.argtypes = [ctypes.c_void_p]
     library.nft_ctx_get_error_buffer.argtypes = [ctypes.c_void_p]
     library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+    library.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
+    library.nft_ctx_get_output_buffer.argtypes = [ctypes.c_void_p]
+    library.nft_ctx_get_output_buffer.restype = ctypes.c_char_p
     library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
     return library
 
@@ -44,14 +48,22 @@ def apply(commands: str) -> None:
     Works in the namespace of the thread that calls it. Raises `OSError` with what nftables
     says.
     """
+    _run(commands)
+
+
+def listing(command: str) -> bytes:
+    """Give what a command lists, as JSON; see libnftables-json(5). As `apply` in all else."""
+    return _run(command, _JSON)
+
+
+def _run(commands: str, flags: int = 0) -> bytes:
     with Path(os.devnull).open() as probe:
         has_room = probe.fileno() < _MOST_OPEN
     if has_room:
-        _apply(commands)
-        return
+        return _run_here(commands, flags)
     # A thread in a thread, because it ends with files of its own.
     with ThreadPoolExecutor(1, initializer=_forget_open_files) as thread:
-        thread.submit(_apply, commands).result()
+        return thread.submit(_run_here, commands, flags).result()
 
 
 def _forget_open_files() -> None:
@@ -61,16 +73,19 @@ def _forget_open_files() -> None:
             raise OSError(ctypes.get_errno(), "cannot make room for netlink")
 
 
-def _apply(commands: str) -> None:
+def _run_here(commands: str, flags: int) -> bytes:
     library = _library()
     # A context keeps its netlink socket, and with it the namespace of its maker.
     context = library.nft_ctx_new(0)
     try:
         library.nft_ctx_buffer_error(context)
         library.nft_ctx_buffer_output(context)
+        library.nft_ctx_output_set_flags(context, flags)
         if library.nft_run_cmd_from_buffer(context, commands.encode()):
             said: bytes = library.nft_ctx_get_error_buffer(context) or b""
             raise OSError(f"nftables: {said.decode(errors='replace').strip()}")
+        listed: bytes = library.nft_ctx_get_output_buffer(context) or b""
+        return listed
     finally:
         library.nft_ctx_free(context)
 

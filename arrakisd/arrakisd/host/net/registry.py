@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
+import structlog
 import trio
 
 from ...settings.network import NetworkConfig
 from .bridge_network import bridge_network, sweep_former
+from .foreign_rules import obstacles
 from .interface import HostNetwork, NoNetwork
+from .namespace import Namespace
 from .user_network import UserNetwork
+
+log = structlog.get_logger()
 
 
 @asynccontextmanager
@@ -22,6 +28,7 @@ async def open_network(
     await trio.to_thread.run_sync(sweep_former, config, directory, owner)
     if config.mode == "bridge":
         async with bridge_network(config, directory, owner) as bridged:
+            await Namespace(config.namespace).run(partial(_warn_of_others, config.bridge))
             yield bridged
     elif config.mode == "user":
         network = UserNetwork(config, directory)
@@ -29,3 +36,8 @@ async def open_network(
         yield network
     else:
         yield NoNetwork()
+
+
+def _warn_of_others(bridge: str) -> None:
+    for one in obstacles(bridge):
+        log.warning("another firewall drops what guests send", table=one.table, fix=one.remedy)
