@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_harness import IMAGE, Cli
+from cli_harness import EVERYTHING, IMAGE, Cli
 from scripted_daemon import VM, Peer
 
 from arrakis_rpc.connection import CallReceived
@@ -123,6 +123,22 @@ def test_verb_asks_for_what_its_flags_say(
 ) -> None:
     """Each verb makes one call with exactly what was given, and says in a line what it did."""
     arrakis.asks(line, method, params, output)
+
+
+@pytest.mark.parametrize("verb", ["stop", "pause", "suspend", "resume", "destroy"])
+def test_several_machines(arrakis: Cli, verb: str) -> None:
+    """What is done to one is done to each of several, once, also if one of them is not there."""
+
+    def answer(_: Peer, call: CallReceived) -> Any:
+        if call.params["name"] == "gone":
+            return NotFoundError("there is no VM 'gone'")
+        return EVERYTHING[f"vm_{verb}"]
+
+    arrakis.serve(**{f"vm_{verb}": answer})
+    code, out, err = arrakis(verb, "one", "gone", "-n", "other", "one")
+    assert (code, err) == (3, "error: there is no VM 'gone'\n")
+    assert [line.split()[-1] for line in out.splitlines()] == ["one", "other"]
+    assert [asked["name"] for _, asked in arrakis.asked] == ["one", "gone", "other"]
 
 
 def test_export_and_import(arrakis: Cli, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .failures import failed
+
 if TYPE_CHECKING:
     from arrakis import Sandbox, SandboxManager
 
@@ -45,6 +47,31 @@ def _named(function: Callable[..., Any], *, required: bool) -> Callable[..., Any
         if required and not name:
             raise click.UsageError("a NAME is missing: give it as an argument or with -n")
         return function(*args, name=name, **options)
+
+    return wrapper
+
+
+def severally_named(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Call a command once for each of its names; one that fails keeps none of the others."""
+
+    @click.argument("arguments", metavar="NAME...", nargs=-1)
+    @click.option(
+        *("-n", "--name", "options"), metavar="NAME", multiple=True, help="A machine's name."
+    )
+    @functools.wraps(function)
+    def wrapper(arguments: tuple[str, ...], options: tuple[str, ...], **others: Any) -> int:
+        from arrakis import ArrakisError
+
+        names = dict.fromkeys((*arguments, *options))
+        if not names:
+            raise click.UsageError("a NAME is missing: give it as an argument or with -n")
+        code = 0
+        for name in names:
+            try:
+                function(name=name, **others)
+            except ArrakisError as error:
+                code = failed(error)
+        return code
 
     return wrapper
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from typing import Any
@@ -24,6 +23,7 @@ from . import (
     tokens,
     vms,
 )
+from .failures import failed
 from .output import complain
 
 _SECTIONS: dict[str, list[click.Command]] = {
@@ -47,21 +47,6 @@ Exit codes:
      in the present state            130  interrupted by Ctrl+C
 'run', 'exec', 'shell' and 'ssh' give the exit code of their command, or 128 + the
 number of the signal that ended it."""
-
-_BY_CLASS = {
-    "InvalidParamsError": 2,
-    "NotFoundError": 3,
-    "AlreadyExistsError": 4,
-    "InvalidStateError": 4,
-    "ExhaustedError": 5,
-    "ConnectionLostError": 6,
-    "ProtocolError": 6,
-    "GuestError": 7,
-    "VmmError": 7,
-    "AccessDeniedError": 8,
-    "DeadlineError": 124,
-    "CancelledError": 130,
-}
 
 
 class _Verbs(click.Group):
@@ -113,7 +98,7 @@ def cli(socket: str | None, url: str | None, ca_file: str | None) -> None:  # no
     """Disposable microVMs that can be snapshotted, restored and forked.
 
     A machine's NAME can be given as an argument or with -n; for 'rename' and 'desktop' it is an
-    argument.
+    argument. 'stop', 'pause', 'suspend', 'resume' and 'destroy' take several.
     """
     if socket and url:
         raise click.UsageError("a daemon is reached by --socket or --url, not by both")
@@ -133,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = _reader_gone()
     except OSError as error:
         _forget_output()
-        code = code or _fail(error)  # mostly told of already, when it was first written
+        code = code or failed(error)  # mostly told of already, when it was first written
     sys.exit(code)
 
 
@@ -157,7 +142,7 @@ def run(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         return _reader_gone()
     except Exception as error:  # noqa: BLE001 -- the boundary where errors become words
-        return _fail(error)
+        return failed(error)
     return code if isinstance(code, int) else 0
 
 
@@ -170,25 +155,3 @@ def _forget_output() -> None:
     # What is still buffered has nowhere to go.
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _fail(error: Exception) -> int:
-    from arrakis_rpc.errors import ArrakisError, FileOperationError
-
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        complain(f"{where}{error.strerror or error}")
-        return 3 if error.errno == errno.ENOENT else 1
-    if not isinstance(error, ArrakisError):
-        if "ARRAKIS_TRACEBACK" in os.environ:
-            raise error
-        complain(
-            f"a defect of arrakis: {type(error).__name__}: {error}",
-            "set ARRAKIS_TRACEBACK=1 to see where, and report it",
-        )
-        return 1
-    output = error.detail.get("output")
-    complain(f"{error}\n{output}" if isinstance(output, str) else str(error), error.hint)
-    if isinstance(error, FileOperationError) and error.detail.get("errno") == errno.ENOENT:
-        return 3
-    return _BY_CLASS.get(type(error).__name__, 1)

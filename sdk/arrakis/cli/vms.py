@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import as_json, manager, maybe_named, named, sandbox, verb
+from .common import as_json, manager, maybe_named, named, sandbox, severally_named, verb
 from .limits import limited, limits_text
 from .network import connected, egress_text
 from .output import age_text, duration_text, print_fields, print_json, print_table, say
@@ -67,8 +67,8 @@ def report_started(info: dict[str, Any], as_json: bool) -> None:
         say(f"started {info['name']}" + (f" at {info['ip']}" if info["ip"] else ""))
 
 
-@verb("stop", "arrakis stop box")
-@named
+@verb("stop", "arrakis stop box\narrakis stop box other")
+@severally_named
 @as_json
 def stop(name: str, as_json: bool) -> None:
     """Shut a machine down; it stays listed."""
@@ -76,8 +76,8 @@ def stop(name: str, as_json: bool) -> None:
     _report(name, "stopped", as_json)
 
 
-@verb("pause", "arrakis pause box")
-@named
+@verb("pause", "arrakis pause box\narrakis pause box other")
+@severally_named
 @as_json
 def pause(name: str, as_json: bool) -> None:
     """Halt a running machine's CPUs; it keeps its memory."""
@@ -85,8 +85,8 @@ def pause(name: str, as_json: bool) -> None:
     _report(name, "paused", as_json)
 
 
-@verb("suspend", "arrakis suspend box")
-@named
+@verb("suspend", "arrakis suspend box\narrakis suspend box other")
+@severally_named
 @as_json
 def suspend(name: str, as_json: bool) -> None:
     """Keep a machine on disk until it is resumed; it takes no memory meanwhile."""
@@ -94,8 +94,8 @@ def suspend(name: str, as_json: bool) -> None:
     _report(name, "suspended", as_json)
 
 
-@verb("resume", "arrakis resume box")
-@named
+@verb("resume", "arrakis resume box\narrakis resume box other")
+@severally_named
 @as_json
 def resume(name: str, as_json: bool) -> None:
     """Let a paused or suspended machine go on."""
@@ -103,8 +103,8 @@ def resume(name: str, as_json: bool) -> None:
     _report(name, "resumed", as_json)
 
 
-@verb("destroy", "arrakis destroy box")
-@named
+@verb("destroy", "arrakis destroy box\narrakis destroy box other")
+@severally_named
 @as_json
 def destroy(name: str, as_json: bool) -> None:
     """End a machine and free all it used; its snapshots stay."""
