@@ -58,6 +58,9 @@ def test_error_shows_hint_and_output_without_control_characters(arrakis: Cli) ->
     ("line", "message"),
     [
         ("start", "a NAME is missing"),
+        ("rollback", "a NAME is missing"),
+        ("restore box", "a SNAPSHOT is missing"),
+        ("restore box before after", "unexpected argument: after"),
         ("start box -n other", "two names: box and other"),
         ("start box -s before --vcpus 2", "a snapshot decides the machine's shape"),
         ("fork box -c 3 --as left", "1 names for 3 siblings"),

@@ -42,6 +42,9 @@ from arrakis_rpc.errors import NotFoundError
         ("restore -n box -i before", "vm.start", {"name": "box", "snapshot": "before"}, None),
         ("restore box --snapshot before", "vm.start", {"name": "box", "snapshot": "before"}, None),
         ("restore box --id before", "vm.start", {"name": "box", "snapshot": "before"}, None),
+        ("restore box before", "vm.start", {"name": "box", "snapshot": "before"}, None),
+        ("restore -n box before", "vm.start", {"name": "box", "snapshot": "before"}, None),
+        ("rollback box -i before", "vm.rollback", {"name": "box", "snapshot": "before"}, None),
         ("stop -n box", "vm.stop", {"name": "box"}, "stopped box\n"),
         ("pause box", "vm.pause", {"name": "box"}, "paused box\n"),
         (

@@ -51,6 +51,30 @@ def _named(function: Callable[..., Any], *, required: bool) -> Callable[..., Any
     return wrapper
 
 
+def named_with_snapshot(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command a ``name`` and a ``snapshot``: by -n and -i, or as arguments in this order."""
+
+    @click.argument("arguments", metavar="NAME SNAPSHOT", nargs=-1)
+    @click.option("-n", "--name", metavar="NAME", help="The machine's name.")
+    @click.option("-i", "--snapshot", "--id", metavar="ID", help="The snapshot's id.")
+    @functools.wraps(function)
+    def wrapper(
+        arguments: tuple[str, ...], name: str | None, snapshot: str | None, **others: Any
+    ) -> Any:
+        rest = list(arguments)
+        name = name or (rest.pop(0) if rest else None)
+        snapshot = snapshot or (rest.pop(0) if rest else None)
+        if not name:
+            raise click.UsageError("a NAME is missing: give it as an argument or with -n")
+        if not snapshot:
+            raise click.UsageError("a SNAPSHOT is missing: give its id as an argument or with -i")
+        if rest:
+            raise click.UsageError(f"got an unexpected argument: {rest[0]}")
+        return function(name=name, snapshot=snapshot, **others)
+
+    return wrapper
+
+
 def severally_named(function: Callable[..., Any]) -> Callable[..., Any]:
     """Call a command once for each of its names; one that fails keeps none of the others."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .common import as_json, manager, named, sandbox, verb
+from .common import as_json, manager, named, named_with_snapshot, sandbox, verb
 from .drawing import drawn
 from .limits import limited
 from .network import connected
@@ -43,20 +43,19 @@ def snapshot(name: str, snapshot_id: str, label: str, as_json: bool) -> None:
 
 @verb(
     "restore",
-    "arrakis restore box2 --snapshot before-upgrade\n"
+    "arrakis restore box2 before-upgrade\n"
     "arrakis restore box2 --snapshot before-upgrade --egress none",
 )
-@named
-@click.option("-i", "--snapshot", "--id", "snapshot_id", required=True, metavar="ID")
+@named_with_snapshot
 @connected
 @limited
 @as_json
 def restore(
-    name: str, snapshot_id: str, network: dict[str, Any], limits: dict[str, Any], as_json: bool
+    name: str, snapshot: str, network: dict[str, Any], limits: dict[str, Any], as_json: bool
 ) -> None:
     """Make a new machine NAME from a snapshot."""
     with Steps() as steps:
-        restored = manager().restore(name, snapshot_id, progress=steps, **network, **limits)
+        restored = manager().restore(name, snapshot, progress=steps, **network, **limits)
     report_started(restored.info(), as_json)
 
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import as_json, manager, maybe_named, named, sandbox, severally_named, verb
+from .common import (
+    as_json,
+    manager,
+    maybe_named,
+    named,
+    named_with_snapshot,
+    sandbox,
+    severally_named,
+    verb,
+)
 from .limits import limited, limits_text
 from .network import connected, egress_text
 from .output import age_text, duration_text, print_fields, print_json, print_table, say
@@ -231,8 +240,7 @@ def fork(name: str, count: int | None, names: tuple[str, ...], as_json: bool) ->
 
 
 @verb("rollback", "arrakis rollback box before-upgrade")
-@named
-@click.argument("snapshot", metavar="SNAPSHOT")
+@named_with_snapshot
 def rollback(name: str, snapshot: str) -> None:
     """Take a machine back to a snapshot; name and address stay.
 
