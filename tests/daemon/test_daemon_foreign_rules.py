@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from arrakisd.host.net import foreign_rules
+
 PROGRAM = """
 import json, sys
 from arrakisd.host.net import nftables
@@ -58,6 +60,13 @@ def test_firewall() -> None:
     assert table == "inet walls"
     commands = [one.removeprefix("nft ") for one in remedy.split(" && ")]
     assert found("; ".join([FIREWALL, *commands])) == []
+
+
+def test_library_without_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is listed in that form, that is an error which callers expect."""
+    monkeypatch.setattr(foreign_rules.nftables, "listing", lambda _: b"")
+    with pytest.raises(OSError, match="as JSON"):
+        foreign_rules.obstacles("arrakis0")
 
 
 @pytest.mark.parametrize("other", ["arrakis01", "docker0"])

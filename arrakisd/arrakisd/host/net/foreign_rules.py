@@ -31,9 +31,12 @@ def obstacles(bridge: str) -> list[Obstacle]:
 
     Only what nftables knows is seen: not rules of an iptables that calls itself legacy. Works in
     the namespace of the thread that calls it; blocks for some milliseconds. Raises `OSError`
-    where it may not look.
+    where it may not look, or cannot.
     """
-    content = json.loads(nftables.listing("list ruleset"))["nftables"]
+    try:
+        content = json.loads(nftables.listing("list ruleset"))["nftables"]
+    except ValueError as error:  # it can be built without
+        raise OSError("libnftables lists nothing as JSON") from error
     chains = [one["chain"] for one in content if "chain" in one]
     rules = [one["rule"] for one in content if "rule" in one]
     return list(_dropping(bridge, chains, rules))
