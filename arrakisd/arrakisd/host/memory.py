@@ -22,14 +22,12 @@ from attrs import frozen
 
 from arrakis_rpc.errors import IntegrityError, VmmError
 
-from .page_files import PAGE, PIECE, PageWriter, Span, cut, open_stack
+from .page_files import PAGE, PIECE, PageWriter, Span, cut, marked, open_stack
 from .pagemap import own_pages
 from .processes import acting_as_user_of
 from .threads import checkpoint
 
 T = TypeVar("T")
-
-_RUNS = re.compile(b"\x01+")
 
 
 @frozen
@@ -140,8 +138,7 @@ class PageSaver:
             flags[first : first + count] = bytes(count)
         fresh = len(self._files) - 1
         return self._spans + [
-            Span(fresh, match.start() * PAGE, match.start(), match.end() - match.start())
-            for match in _RUNS.finditer(flags)
+            Span(fresh, first * PAGE, first, count) for first, count in marked(flags)
         ]
 
     def _read(self, batch: list[Span], ours: memoryview) -> int:
@@ -150,7 +147,7 @@ class PageSaver:
         for span in batch:
             for address, count in _addresses(self._areas, span.first, span.pages):
                 with ours[position : position + count * PAGE] as place:
-                    self._read_memory(place, address)
+                    _move(self._pid, os.preadv, self._memory, place, address)
                 position += count * PAGE
         position = 0
         with memoryview(self._theirs) as theirs:
@@ -160,16 +157,6 @@ class PageSaver:
                         raise IntegrityError(f"{self._paths[source]} is cut short")
                 position += size
         return position
-
-    def _read_memory(self, place: memoryview, address: int) -> None:
-        memory, done = self._memory.fileno(), 0
-        try:
-            while done < len(place):
-                if not (got := os.preadv(memory, [place[done:]], address + done)):
-                    raise _ended(self._pid)
-                done += got
-        except OSError as error:
-            raise _ended(self._pid) from error
 
     def _write_differing(self, batch: list[Span], writer: PageWriter, ours: memoryview) -> None:
         end = 0
@@ -196,20 +183,15 @@ def load_pages(pid: int, memory_file: Path, pages: int, sources: Sequence[Path])
     """
     areas = find_memory(pid, memory_file, pages)
     with open_stack(sources, _end(areas)) as stack, _open(pid, "mem", "r+b") as memory:
-        pieces = [
-            (span, list(_addresses(areas, span.first, span.pages))) for span in cut(stack.spans)
-        ]
+        pieces = [(span, _addresses(areas, span.first, span.pages)) for span in cut(stack.spans)]
         for span, places in pieces:
             checkpoint()
             with stack.content(span) as content:
                 position = 0
                 for address, count in places:
-                    end = position + count * PAGE
-                    while position < end:
-                        with content[position:end] as piece:
-                            put = _transfer(pid, os.pwrite, memory.fileno(), piece, address)
-                        position += put
-                        address += put
+                    with content[position : position + count * PAGE] as piece:
+                        _move(pid, os.pwritev, memory, piece, address)
+                    position += count * PAGE
     return sum(span.pages for span, _ in pieces)
 
 
@@ -264,6 +246,16 @@ def _transfer(pid: int, call: Callable[..., T], *args: Any) -> T:
     if not moved:
         raise _ended(pid)
     return moved
+
+
+def _move(
+    pid: int, call: Callable[..., int], memory: IO[bytes], piece: memoryview, address: int
+) -> None:
+    """Read a piece from a process's memory, or write it there, whole."""
+    done = 0
+    while done < len(piece):
+        with piece[done:] as rest:
+            done += _transfer(pid, call, memory.fileno(), [rest], address + done)
 
 
 def _ended(pid: int) -> VmmError:

@@ -29,7 +29,7 @@ PIECE = 256 * PAGE
 _MAGIC = b"ARKPAGE2"
 _HEADER = struct.Struct("<8sQ")
 _RUN = struct.Struct("<QQ")
-_FREE = re.compile(b"\0+")
+_MARKED, _FREE = re.compile(b"\1+"), re.compile(b"\0+")
 
 Run = tuple[int, int]
 
@@ -113,6 +113,12 @@ def merge_page_files(paths: Sequence[Path], target: Path, end: int) -> None:
             with stack.content(span) as content:
                 writer.add(span.first, content)
         writer.finish()
+
+
+def marked(flags: bytes | bytearray) -> Iterator[Run]:
+    """Give as runs the pages whose flag is 1, of one 0 or 1 for each."""
+    for match in _MARKED.finditer(flags):
+        yield match.start(), match.end() - match.start()
 
 
 def cut(spans: Iterable[Span]) -> Iterator[Span]:

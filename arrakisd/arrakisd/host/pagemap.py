@@ -10,12 +10,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import struct
 from array import array
 from collections.abc import Iterator
 
-from .page_files import PAGE, Run
+from .page_files import PAGE, Run, marked
 
 # PAGEMAP_SCAN, struct pm_scan_arg and the categories of pages in <linux/fs.h>. The fields: size,
 # flags, begin, end, where the scan has ended, address and length of the vector, most pages,
@@ -31,7 +30,6 @@ _PRESENT, _SWAPPED, _FILE = 0x80, 0x40, 0x20
 _OWN = bytes(
     1 if value & (_PRESENT | _SWAPPED) and not value & _FILE else 0 for value in range(256)
 )
-_RUNS = re.compile(b"\x01+")
 
 
 def own_pages(pagemap: int, address: int, pages: int) -> Iterator[Run]:
@@ -70,5 +68,4 @@ def _read(pagemap: int, address: int, pages: int) -> Iterator[Run]:
     entries = os.pread(pagemap, pages * 8, address // PAGE * 8)
     if len(entries) != pages * 8:
         raise EOFError
-    for match in _RUNS.finditer(entries[7::8].translate(_OWN)):
-        yield match.start(), match.end() - match.start()
+    yield from marked(entries[7::8].translate(_OWN))
