@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
-import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
@@ -25,6 +23,7 @@ from .api_vmm import API_SOCKET, VSOCK_SOCKET, ApiVmm
 from .http_client import checked_socket_path
 from .interface import LaunchSpec, Verdict
 from .kvm_probe import DEVICE, device_problem, kvm_problem
+from .versions import installed_version
 
 _VERSION = r"^{} v?(\d+\.\d+(?:\.\d+)?)"
 _OTHER = 'set vmm = "qemu", which can do without'
@@ -79,21 +78,14 @@ class ApiDriver(ABC, Generic[V]):
     def version(self) -> str:
         """Give the version; raise `UnsupportedError` if none that fits is installed."""
         if self._version is None:
-            path = shutil.which(self._binary)
-            if path is None:
-                raise UnsupportedError(
-                    f"{self._binary} is not installed",
-                    hint=f"get it from {self.where}, then: scripts/setup --with-vmm "
-                    f"{self.name}=FILE --sha256 SUM",
-                )
-            printed = subprocess.run([path, "--version"], capture_output=True, check=False)
-            text = printed.stdout.decode(errors="replace")
-            wanted = _VERSION.format(re.escape(self.name))
-            found = re.search(wanted, text, re.IGNORECASE | re.MULTILINE)
-            if found is None:
-                raise UnsupportedError(f"{path} does not tell its version: {text.strip()[:200]}")
-            self.check_version(found[1])
-            self._version = found[1]
+            hint = (
+                f"get it from {self.where}, then: scripts/setup --with-vmm "
+                f"{self.name}=FILE --sha256 SUM"
+            )
+            pattern = _VERSION.format(re.escape(self.name))
+            version = installed_version(self._binary, pattern, hint)
+            self.check_version(version)
+            self._version = version
         return self._version
 
     def check_host(self) -> None:

@@ -106,13 +106,13 @@ class CloudHypervisorVmm(ApiVmm):
 
     async def save_template(self, device_state: Path) -> float:
         """Halt a booted guest for good and save its device state; RAM is in the memory file."""
-        await self.pause()
+        halted = await self.pause()
         dump = self._directory / _RANGES
         await self._save(device_state, dump, whole=True)
         if not self._maps_memory:
             dump.rename(self._spec.memory_file)
         await self._fold()
-        return self._halted
+        return halted
 
     async def _set_running(self, running: bool) -> None:
         await self._put("vm.resume" if running else "vm.pause")

@@ -134,13 +134,13 @@ class FirecrackerVmm(ApiVmm):
 
     async def save_template(self, device_state: Path) -> float:
         """Halt a booted guest for good and save its device state and its memory."""
-        await self.pause()
+        halted = await self.pause()
         dump = self._directory / _SAVED_MEMORY
         # What the guest has never touched is zero, and need not be written.
         await self._save(device_state, dump, whole=False)
         dump.rename(self._spec.memory_file)
         await self._fold()
-        return self._halted
+        return halted
 
     def _bring(self, file: Path, name: str) -> str:
         """Put a file where the process finds it, and give the name that it has there."""

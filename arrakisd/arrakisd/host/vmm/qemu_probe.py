@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
 from pathlib import Path
 
 from arrakis_kernel import KernelFiles
@@ -13,30 +10,22 @@ from arrakis_rpc.errors import UnsupportedError
 from .interface import Verdict
 from .kvm_probe import PROBE_COMMAND_LINE, kvm_problem
 from .qemu_arguments import KVM_CPU, SECCOMP
+from .versions import installed_version
 
 # The first that takes devices as JSON, and lets a device that is there have another disk.
 _OLDEST = (6, 2)
+_GET = "apt-get install --no-install-recommends qemu-system-x86 qemu-utils"
 
 
 def find_version(binary: str) -> str:
     """Give the version of a QEMU; raise `UnsupportedError` if none that fits is installed."""
-    path = shutil.which(binary)
-    if path is None:
+    version = installed_version(binary, r"\bversion (\d+(?:\.\d+)+)", _GET)
+    if tuple(int(part) for part in version.split(".")) < _OLDEST:
         raise UnsupportedError(
-            f"{binary} is not installed",
-            hint="apt-get install --no-install-recommends qemu-system-x86 qemu-utils",
-        )
-    printed = subprocess.run([path, "--version"], capture_output=True, check=False)
-    text = (printed.stdout + printed.stderr).decode(errors="replace")
-    found = re.search(r"\bversion ((\d+)\.(\d+)(?:\.\d+)*)", text)
-    if found is None:
-        raise UnsupportedError(f"{path} does not tell its version: {text.strip()[:200]}")
-    if (int(found[2]), int(found[3])) < _OLDEST:
-        raise UnsupportedError(
-            f"QEMU {found[1]} is too old: it takes {'.'.join(map(str, _OLDEST))} or newer",
+            f"QEMU {version} is too old: it takes {'.'.join(map(str, _OLDEST))} or newer",
             hint="Debian 12 and Ubuntu 22.04 have one that is; 'qemu_binary' may name another",
         )
-    return found[1]
+    return version
 
 
 async def choose_accelerator(
