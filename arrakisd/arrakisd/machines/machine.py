@@ -7,12 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    suppress,
-)
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -20,11 +15,7 @@ from uuid import uuid4
 import structlog
 import trio
 
-from arrakis_rpc.errors import (
-    ArrakisError,
-    CancelledError,
-    InvalidStateError,
-)
+from arrakis_rpc.errors import ArrakisError, CancelledError, InvalidStateError
 from arrakis_rpc.guest_api import ExecSpec
 
 from ..deadlines import deadline

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import (
-    AbstractContextManager,
-    asynccontextmanager,
-)
+from contextlib import AbstractContextManager, asynccontextmanager
 
 import structlog
 import trio

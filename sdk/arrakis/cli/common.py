@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
+_NO_NAME = "a NAME is missing: give it as an argument or with -n"
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
@@ -45,7 +47,7 @@ def _named(function: Callable[..., Any], *, required: bool) -> Callable[..., Any
             raise click.UsageError(f"two names: {name_argument} and {name_option}")
         name = name_argument or name_option
         if required and not name:
-            raise click.UsageError("a NAME is missing: give it as an argument or with -n")
+            raise click.UsageError(_NO_NAME)
         return function(*args, name=name, **options)
 
     return wrapper
@@ -65,7 +67,7 @@ def named_with_snapshot(function: Callable[..., Any]) -> Callable[..., Any]:
         name = name or (rest.pop(0) if rest else None)
         snapshot = snapshot or (rest.pop(0) if rest else None)
         if not name:
-            raise click.UsageError("a NAME is missing: give it as an argument or with -n")
+            raise click.UsageError(_NO_NAME)
         if not snapshot:
             raise click.UsageError("a SNAPSHOT is missing: give its id as an argument or with -i")
         if rest:
@@ -88,7 +90,7 @@ def severally_named(function: Callable[..., Any]) -> Callable[..., Any]:
 
         names = dict.fromkeys((*arguments, *options))
         if not names:
-            raise click.UsageError("a NAME is missing: give it as an argument or with -n")
+            raise click.UsageError(_NO_NAME)
         code = 0
         for name in names:
             try:
